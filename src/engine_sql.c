@@ -1,0 +1,316 @@
+/*-------------------------------------------------------------------------
+ *
+ * engine_sql.c
+ *	  Classify and apply a batch by one generated statement.
+ *
+ * Plans are kept for the rest of the session. One is found again by the text of
+ * its statement, which says all about columns and options, together with the
+ * OIDs of the relations, for a name can come to mean another one, and the role,
+ * so that nobody runs what was planned for another's rights. The plan cache
+ * below SPI plans again when a relation changes; a plan is dropped as well when
+ * a relation has grown or shrunk a lot since, because what suits ten rows does
+ * not suit ten million.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "nodes/params.h"
+#include "storage/bufmgr.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+
+#include "engine_sql.h"
+#include "rowhash.h"
+#include "spi_util.h"
+#include "sqlgen.h"
+
+#define MAX_KEPT_PLANS	64
+
+/* How often rows of concurrent deletions are tried again. */
+#define MAX_ATTEMPTS		10
+
+typedef struct KeptPlan
+{
+	Oid			role;
+	Oid			staging;
+	Oid			target;
+	char	   *sql;
+	SPIPlanPtr	plan;
+	BlockNumber staging_blocks; /* when it was planned */
+	BlockNumber target_blocks;
+	uint64		last_used;
+	int			in_use;			/* a trigger can start the same merge again */
+} KeptPlan;
+
+static KeptPlan kept_plans[MAX_KEPT_PLANS];
+static uint64 plan_clock = 0;
+
+/* The size of a table in blocks; 0 for what has no storage of its own. */
+static BlockNumber
+relation_blocks(Oid relid)
+{
+	Relation	rel;
+	BlockNumber blocks = 0;
+
+	if (!OidIsValid(relid))
+		return 0;
+	rel = table_open(relid, NoLock);
+	if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
+		blocks = RelationGetNumberOfBlocks(rel);
+	table_close(rel, NoLock);
+	return blocks;
+}
+
+/* Would a plan made for so many blocks be a bad one now? */
+static bool
+size_differs(BlockNumber planned, BlockNumber now)
+{
+	return now > planned * 2.0 + 8 || planned > now * 2.0 + 8;
+}
+
+static void
+drop_plan(KeptPlan *entry)
+{
+	idem_spi_free_plan(entry->plan);
+	pfree(entry->sql);
+	memset(entry, 0, sizeof(KeptPlan));
+}
+
+/*
+ * The kept plan of a statement, prepared if there is none. The caller holds
+ * locks on both relations, and marks the entry while it is in use.
+ */
+static KeptPlan *
+get_plan(const char *sql, Oid staging, Oid target)
+{
+	BlockNumber staging_blocks = relation_blocks(staging);
+	BlockNumber target_blocks = relation_blocks(target);
+	KeptPlan *oldest = NULL;
+	Oid			argtype = INT8OID;
+	SPIPlanPtr	plan;
+
+	for (int i = 0; i < MAX_KEPT_PLANS; i++)
+	{
+		KeptPlan *entry = &kept_plans[i];
+
+		if (entry->plan && entry->in_use == 0 &&
+			(!idem_spi_plan_is_valid(entry->plan) ||
+			 (entry->staging == staging && entry->target == target &&
+			  (size_differs(entry->staging_blocks, staging_blocks) ||
+			   size_differs(entry->target_blocks, target_blocks)))))
+			drop_plan(entry);
+		if (entry->plan && entry->role == GetUserId() && entry->staging == staging &&
+			entry->target == target && strcmp(entry->sql, sql) == 0)
+		{
+			entry->last_used = ++plan_clock;
+			return entry;
+		}
+		if (entry->in_use == 0 && (oldest == NULL || entry->last_used < oldest->last_used))
+			oldest = entry;
+	}
+	plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, oldest != NULL);
+	if (oldest == NULL)
+	{
+		/* All are in use, by merges within merges: this one is not kept. */
+		oldest = palloc0(sizeof(KeptPlan));
+		oldest->plan = plan;
+		return oldest;
+	}
+	if (oldest->plan)
+		drop_plan(oldest);
+	oldest->sql = MemoryContextStrdup(TopMemoryContext, sql);
+	oldest->plan = plan;
+	oldest->role = GetUserId();
+	oldest->staging = staging;
+	oldest->target = target;
+	oldest->staging_blocks = staging_blocks;
+	oldest->target_blocks = target_blocks;
+	oldest->last_used = ++plan_clock;
+	return oldest;
+}
+
+/*
+ * Run a statement for a run. A statement that reads the tuplestore is planned
+ * for its very number of rows, and not kept.
+ */
+static void
+run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid staging, Oid target,
+			  bool writes)
+{
+	ParamListInfo params = makeParamList(1);
+	KeptPlan	unkept = {0};
+	KeptPlan *entry = &unkept;
+	Oid			argtype = INT8OID;
+	Oid			read = source->materialized ? InvalidOid : staging;
+
+	params->params[0].ptype = INT8OID;
+	params->params[0].value = Int64GetDatum(idem_rowfuncs_handle(run));
+	params->params[0].pflags = PARAM_FLAG_CONST;
+	if (source->materialized)
+		unkept.plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, false);
+	else
+		entry = get_plan(sql, staging, target);
+	idem_spi_require_relations(entry->plan, read, target);
+	entry->in_use++;
+	PG_TRY();
+	{
+		(void) idem_spi_run_plan(entry->plan, params, !writes);
+	}
+	PG_FINALLY();
+	{
+		entry->in_use--;
+	}
+	PG_END_TRY();
+	idem_spi_require_relations(entry->plan, read, target);
+}
+
+/*
+ * Decide how staging is read. What may give other rows when it is read again,
+ * a view or a foreign table, is read into a tuplestore, so that fingerprint and
+ * effect are of the same rows. The caller holds an SPI connection, which the
+ * source lives as long as.
+ */
+void
+idem_engine_sql_prepare(IdemSource *source, Oid staging, char staging_kind,
+						const char *name, List *columns, bool read_only)
+{
+	TupleDesc	tupdesc;
+	Tuplestorestate *store;
+
+	source->read_only = read_only;
+	source->materialized = staging_kind == RELKIND_VIEW || staging_kind == RELKIND_FOREIGN_TABLE;
+	if (!source->materialized)
+		return;
+	store = idem_spi_fill_tuplestore(idem_sqlgen_read(name, columns), staging, read_only, &tupdesc);
+	idem_spi_register(IDEM_MATERIALIZED_NAME, store, tupdesc);
+}
+
+/* One attempt at a run. Returns what idem_rowfuncs_finish() does. */
+static bool
+attempt(IdemRunKind kind, const IdemSource *source, const IdemMergeInfo *info, const char *sql,
+		Oid staging, int ncolumns, char **names, Oid *types,
+		IdemCounts *counts, char **fingerprint)
+{
+	IdemRun    *run = idem_rowfuncs_begin(kind, info, ncolumns, names, types);
+	volatile bool done = false;
+
+	PG_TRY();
+	{
+		run_statement(run, sql, source, staging, info ? info->target : InvalidOid,
+					  kind == IDEM_RUN_APPLY);
+		done = idem_rowfuncs_finish(run, counts, fingerprint);
+	}
+	PG_FINALLY();
+	{
+		idem_rowfuncs_end(run);
+	}
+	PG_END_TRY();
+	return done;
+}
+
+/*
+ * Count the rows of staging and compute the fingerprint of some of its columns.
+ * Results are palloc'd in the current memory context here and below.
+ */
+void
+idem_engine_sql_scan(const IdemSource *source, Oid staging, const char *name, List *columns,
+					 const char *schema, IdemCounts *counts, char **fingerprint)
+{
+	int			ncolumns = list_length(columns);
+	char	  **names = palloc(sizeof(char *) * Max(ncolumns, 1));
+	Oid		   *types = palloc(sizeof(Oid) * Max(ncolumns, 1));
+	ListCell   *lc;
+
+	foreach(lc, columns)
+		names[foreach_current_index(lc)] = lfirst(lc);
+	idem_relinfo_column_types(staging, columns, types);
+	(void) attempt(IDEM_RUN_SCAN, source, NULL,
+				   idem_sqlgen_scan(source->materialized ? IDEM_MATERIALIZED_NAME : name,
+									columns, schema),
+				   staging, ncolumns, names, types, counts, fingerprint);
+}
+
+static void
+merge_columns(const IdemMergeInfo *info, char ***names, Oid **types)
+{
+	*names = palloc(sizeof(char *) * Max(info->ncolumns, 1));
+	*types = palloc(sizeof(Oid) * Max(info->ncolumns, 1));
+	for (int i = 0; i < info->ncolumns; i++)
+	{
+		(*names)[i] = info->columns[i].name;
+		(*types)[i] = info->columns[i].staged_type;
+	}
+}
+
+/* Count what applying the batch would do. */
+void
+idem_engine_sql_classify(const IdemSource *source, const IdemMergeInfo *info,
+						 const char *schema, IdemCounts *counts, char **fingerprint)
+{
+	char	  **names;
+	Oid		   *types;
+
+	merge_columns(info, &names, &types);
+	(void) attempt(IDEM_RUN_CLASSIFY, source, info,
+				   idem_sqlgen_classify(info, schema, source->materialized),
+				   info->staging, info->ncolumns, names, types, counts, fingerprint);
+}
+
+/*
+ * Apply the batch. A row that was matched and then deleted by somebody else,
+ * before it could be locked, would be inserted with stored values of columns
+ * that the batch does not set. Then the attempt is undone, and another snapshot
+ * shows that the row is gone.
+ */
+void
+idem_engine_sql_apply(const IdemSource *source, const IdemMergeInfo *info,
+					  const char *schema, IdemCounts *counts, char **fingerprint)
+{
+	char	   *sql = idem_sqlgen_apply(info, schema, source->materialized);
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	char	  **names;
+	Oid		   *types;
+
+	merge_columns(info, &names, &types);
+	for (int i = 0; i < MAX_ATTEMPTS; i++)
+	{
+		bool		can_retry = info->keeps_stored && !IsolationUsesXactSnapshot();
+		bool		done;
+
+		if (can_retry)
+		{
+			BeginInternalSubTransaction(NULL);
+			MemoryContextSwitchTo(context);
+		}
+		done = attempt(IDEM_RUN_APPLY, source, info, sql, info->staging,
+					   info->ncolumns, names, types, counts, fingerprint);
+		if (can_retry)
+		{
+			if (done)
+				ReleaseCurrentSubTransaction();
+			else
+				RollbackAndReleaseCurrentSubTransaction();
+			MemoryContextSwitchTo(context);
+			CurrentResourceOwner = owner;
+		}
+		if (done)
+			return;
+		if (!can_retry)
+			break;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access due to concurrent delete"),
+			 errdetail("A stored row of the batch was deleted before it could be updated."),
+			 errhint("Run the transaction again.")));
+}

@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * idempotent_ingest.h
+ *	  Names and constants that every layer shares.
+ *
+ * Layers call downward only:
+ *
+ *	0  idempotent_ingest.h, compat.h
+ *	1  security, spi_util, rowhash
+ *	2  relinfo, ledger
+ *	3  sqlgen, engine_sql (which calls sqlgen)
+ *	4  merge
+ *	5  sqlfuncs
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEMPOTENT_INGEST_H
+#define IDEMPOTENT_INGEST_H
+
+/* SQLSTATEs of our own: only where PostgreSQL has none that fits. */
+#define ERRCODE_IDEM_MISMATCH			MAKE_SQLSTATE('I', 'I', '0', '0', '1')
+#define ERRCODE_IDEM_ALREADY_APPLIED	MAKE_SQLSTATE('I', 'I', '0', '0', '2')
+#define ERRCODE_IDEM_STALE_ROW			MAKE_SQLSTATE('I', 'I', '0', '0', '3')
+#define ERRCODE_IDEM_LOST_BATCH			MAKE_SQLSTATE('I', 'I', '0', '0', '4')
+#define ERRCODE_IDEM_NOT_IN_TARGET		MAKE_SQLSTATE('I', 'I', '0', '0', '5')
+
+/*
+ * The fourth field of an advisory lock tag says whose lock it is: PostgreSQL
+ * has 1 and 2, Citus some of the next dozen.
+ */
+#define IDEM_LOCK_TURN			18761	/* merges of one target take turns */
+#define IDEM_LOCK_BATCH			18762	/* one submitter of a batch at a time */
+
+/* Longest batch id and pipeline, in bytes: both are in one btree key. */
+#define IDEM_MAX_NAME_BYTES		255
+
+/* How many keys an error's detail names. */
+#define IDEM_MAX_KEYS_SHOWN		10
+
+/* Version of the fingerprint's algorithm; rowhash.c defines it. */
+#define IDEM_FINGERPRINT_VERSION	1
+
+/* A fingerprint as text: 32 hexadecimal digits and the terminator. */
+#define IDEM_FINGERPRINT_LEN	33
+
+#endif							/* IDEMPOTENT_INGEST_H */

@@ -1,0 +1,358 @@
+/*-------------------------------------------------------------------------
+ *
+ * ledger.c
+ *	  The ledger: one row for each batch that was applied.
+ *
+ * Every statement here runs as the ledger's owner with search_path set to
+ * pg_catalog; nothing that a user defined runs with it. Callers hold an SPI
+ * connection and check the rights of the user themselves.
+ *
+ * The row of a batch is inserted before the batch has any effect, and is
+ * completed in the same transaction: there is no such thing as a row in
+ * progress that a crash could leave behind.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "idempotent_ingest.h"
+#include "ledger.h"
+#include "security.h"
+#include "spi_util.h"
+
+#define ROW_COUNTS "rows_staged, rows_duplicate, rows_inserted, rows_updated," \
+	" rows_deleted, rows_unchanged, rows_stale, rows_skipped"
+
+/* Statements that a merge runs each time are prepared once. */
+typedef enum LedgerStatement
+{
+	STATEMENT_FIND,
+	STATEMENT_FIND_LOCK,
+	STATEMENT_INSERT,
+	STATEMENT_COMPLETE,
+	STATEMENT_COUNT
+} LedgerStatement;
+
+static SPIPlanPtr plans[STATEMENT_COUNT];
+static IdemLedger current;
+
+/*
+ * Find the ledger that belongs to one of our functions: in the function's
+ * schema. The result is good until the next call.
+ */
+const IdemLedger *
+idem_ledger_open(Oid function)
+{
+	Oid			namespace_oid = get_func_namespace(function);
+	Oid			relid = get_relname_relid("idem_ledger", namespace_oid);
+	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+
+	if (!HeapTupleIsValid(tuple))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the ledger of extension \"idempotent_ingest\" is missing"),
+				 errhint("Create the extension again.")));
+	if (relid != current.relid)
+	{
+		/* Another extension by the same name: plans name its tables. */
+		for (int i = 0; i < STATEMENT_COUNT; i++)
+		{
+			if (plans[i])
+				idem_spi_free_plan(plans[i]);
+			plans[i] = NULL;
+		}
+		if (current.schema)
+			pfree(current.schema);
+		current.schema = MemoryContextStrdup(TopMemoryContext,
+											 quote_identifier(get_namespace_name(namespace_oid)));
+		current.relid = relid;
+	}
+	current.owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return &current;
+}
+
+/* $1 to $4 of every statement on one batch. */
+static void
+key_arguments(IdemSpiArgs *args, const IdemBatchKey *key)
+{
+	idem_spi_arg(args, REGCLASSOID, ObjectIdGetDatum(key->target), false);
+	idem_spi_arg_text(args, key->pipeline);
+	idem_spi_arg_text(args, key->batch_id);
+	idem_spi_arg(args, REGROLEOID, ObjectIdGetDatum(key->claimed_by), false);
+}
+
+#define WHERE_KEY " WHERE target = $1 AND pipeline = $2 AND batch_id = $3 AND claimed_by = $4"
+
+static uint64
+run_prepared(const IdemLedger *ledger, LedgerStatement statement, const char *sql,
+			 IdemSpiArgs *args)
+{
+	IdemIdentity saved;
+	uint64		processed;
+
+	idem_security_push(&saved, ledger->owner);
+	processed = idem_spi_execute_cached(&plans[statement], sql, args, false);
+	idem_security_pop(&saved);
+	return processed;
+}
+
+static uint64
+run_once(const IdemLedger *ledger, const char *sql, IdemSpiArgs *args)
+{
+	IdemIdentity saved;
+	uint64		processed;
+
+	idem_security_push(&saved, ledger->owner);
+	processed = idem_spi_execute(sql, args, false);
+	idem_security_pop(&saved);
+	return processed;
+}
+
+static List *
+text_array_to_list(Datum array)
+{
+	Datum	   *values;
+	bool	   *nulls;
+	int			count;
+	List	   *list = NIL;
+
+	deconstruct_array(DatumGetArrayTypeP(array), TEXTOID, -1, false, TYPALIGN_INT,
+					  &values, &nulls, &count);
+	for (int i = 0; i < count; i++)
+		list = lappend(list, TextDatumGetCString(values[i]));
+	return list;
+}
+
+static Datum
+list_to_text_array(List *list)
+{
+	Datum	   *values = palloc(sizeof(Datum) * Max(list_length(list), 1));
+	ListCell   *lc;
+
+	foreach(lc, list)
+		values[foreach_current_index(lc)] = CStringGetTextDatum(lfirst(lc));
+	return PointerGetDatum(construct_array(values, list_length(list), TEXTOID, -1, false,
+										   TYPALIGN_INT));
+}
+
+/*
+ * Look a batch up, and compare its options with those given. With lock, its
+ * row is locked. False if there is none. A row about an earlier table with the
+ * same OID is removed. The entry's parts are palloc'd in the current memory
+ * context.
+ */
+bool
+idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *options,
+				 bool lock, IdemLedgerEntry *entry)
+{
+	MemoryContext context = CurrentMemoryContext;
+	IdemSpiArgs args = {0};
+	bool		isnull;
+	Datum		value;
+
+	key_arguments(&args, key);
+	idem_spi_arg_text(&args, options);
+	memset(entry, 0, sizeof(*entry));
+	if (run_prepared(ledger, lock ? STATEMENT_FIND_LOCK : STATEMENT_FIND,
+					 psprintf("SELECT operation, revision, fingerprint, fingerprint_columns,"
+							  " " ROW_COUNTS ", engine, applied_at, elapsed, target_type,"
+							  " CASE WHEN options <> $5::jsonb THEN"
+							  " (SELECT string_agg(COALESCE(o.key, n.key), ', ' ORDER BY COALESCE(o.key, n.key) COLLATE \"C\")"
+							  " FROM jsonb_each(options) o FULL JOIN jsonb_each($5::jsonb) n ON n.key = o.key"
+							  " WHERE o.value IS DISTINCT FROM n.value) END"
+							  " FROM %s.idem_ledger" WHERE_KEY "%s",
+							  ledger->schema, lock ? " FOR UPDATE" : ""), &args) == 0)
+		return false;
+
+	value = idem_spi_value(0, 16, context, &isnull);
+	if (DatumGetObjectId(value) != key->target_type)
+	{
+		args.count = 4;
+		(void) run_once(ledger, psprintf("DELETE FROM %s.idem_ledger" WHERE_KEY, ledger->schema),
+						&args);
+		return false;
+	}
+	entry->is_merge = strcmp(idem_spi_text(0, 1, context), "merge") == 0;
+	entry->revision = DatumGetInt32(idem_spi_value(0, 2, context, &isnull));
+	entry->fingerprint = idem_spi_text(0, 3, context);
+	value = idem_spi_value(0, 4, context, &isnull);
+	if (!isnull)
+		entry->columns = text_array_to_list(value);
+	for (int i = 0; i < lengthof(entry->rows); i++)
+		entry->rows[i] = DatumGetInt64(idem_spi_value(0, 5 + i, context, &isnull));
+	entry->engine = idem_spi_text(0, 13, context);
+	entry->applied_at = DatumGetTimestampTz(idem_spi_value(0, 14, context, &isnull));
+	value = idem_spi_value(0, 15, context, &entry->elapsed_null);
+	if (!entry->elapsed_null)
+		entry->elapsed = *DatumGetIntervalP(value);
+	entry->differing = idem_spi_text(0, 17, context);
+	return true;
+}
+
+/* $5 and on: what both idem_ledger_insert() and idem_ledger_revise() set. */
+static void
+batch_arguments(IdemSpiArgs *args, const int32 *turn_class, const char *options,
+				Datum metadata, bool metadata_null)
+{
+	idem_spi_arg_text(args, GetUserNameFromId(GetUserId(), false));
+	idem_spi_arg_text(args, application_name);
+	idem_spi_arg(args, INT4OID, Int32GetDatum(turn_class ? *turn_class : 0), turn_class == NULL);
+	idem_spi_arg_text(args, options);
+	idem_spi_arg(args, JSONBOID, metadata, metadata_null);
+}
+
+/*
+ * Record a batch, before it has any effect. False if another transaction has
+ * recorded it meanwhile; above READ COMMITTED that is 40001.
+ */
+bool
+idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key, bool is_merge,
+				   const int32 *turn_class, const char *options, const char *fingerprint,
+				   Datum metadata, bool metadata_null)
+{
+	IdemSpiArgs args = {0};
+
+	key_arguments(&args, key);
+	batch_arguments(&args, turn_class, options, metadata, metadata_null);
+	idem_spi_arg(&args, REGTYPEOID, ObjectIdGetDatum(key->target_type), false);
+	idem_spi_arg_text(&args, is_merge ? "merge" : "claim");
+	idem_spi_arg_text(&args, fingerprint);
+	return run_prepared(ledger, STATEMENT_INSERT,
+						psprintf("INSERT INTO %s.idem_ledger (target, pipeline, batch_id, claimed_by,"
+								 " role, application_name, turn, options, metadata,"
+								 " target_type, operation, fingerprint, applied_at, xid)"
+								 " VALUES ($1, $2, $3, $4, $5::name, $6, $7, $8::jsonb, $9,"
+								 " $10, $11, $12, clock_timestamp(), pg_current_xact_id())"
+								 " ON CONFLICT DO NOTHING", ledger->schema), &args) > 0;
+}
+
+/*
+ * Turn the row of a batch into that of its next revision, and keep what it was
+ * in idem_audit. action is what idem_audit calls it.
+ */
+void
+idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char *action,
+				   const int32 *turn_class, const char *options,
+				   Datum metadata, bool metadata_null)
+{
+	IdemSpiArgs args = {0};
+
+	key_arguments(&args, key);
+	idem_spi_arg_text(&args, GetUserNameFromId(GetUserId(), false));
+	idem_spi_arg_text(&args, action);
+	(void) run_once(ledger,
+					psprintf("INSERT INTO %s.idem_audit (role, action, entry)"
+							 " SELECT $5::name, $6, to_jsonb(l) FROM %s.idem_ledger l" WHERE_KEY,
+							 ledger->schema, ledger->schema), &args);
+	args.count = 4;
+	batch_arguments(&args, turn_class, options, metadata, metadata_null);
+	(void) run_once(ledger,
+					psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
+							 " earlier_fingerprints = earlier_fingerprints || fingerprint,"
+							 " role = $5::name, application_name = $6, turn = $7, options = $8::jsonb,"
+							 " metadata = COALESCE($9, metadata), xid = pg_current_xact_id()" WHERE_KEY,
+							 ledger->schema), &args);
+}
+
+/* Write the outcome of a merge into its row; rows as in IdemLedgerEntry. */
+void
+idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const int64 *rows,
+					 const char *fingerprint, List *columns, const char *engine,
+					 TimestampTz started, TimestampTz finished)
+{
+	IdemSpiArgs args = {0};
+
+	key_arguments(&args, key);
+	for (int i = 0; i < lengthof(((IdemLedgerEntry *) NULL)->rows); i++)
+		idem_spi_arg(&args, INT8OID, Int64GetDatum(rows[i]), false);
+	idem_spi_arg_text(&args, fingerprint);
+	idem_spi_arg(&args, INT2OID, Int16GetDatum(IDEM_FINGERPRINT_VERSION), false);
+	idem_spi_arg(&args, TEXTARRAYOID, list_to_text_array(columns), false);
+	idem_spi_arg_text(&args, engine);
+	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(finished), false);
+	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(started), false);
+	(void) run_prepared(ledger, STATEMENT_COMPLETE,
+						psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
+								 " fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
+								 " ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17 - $18)"
+								 WHERE_KEY, ledger->schema), &args);
+}
+
+/*
+ * Has a merge into the target committed since the snapshot of this transaction
+ * was taken? Then a merge under that snapshot would take as unchanged what the
+ * other one has changed. turn_class is that of merges which do not matter, for
+ * they commute with ours; NULL if all do. Only above READ COMMITTED.
+ */
+bool
+idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_class)
+{
+	IdemSpiArgs args = {0};
+	IdemSpiArgs none = {0};
+	IdemIdentity saved;
+	char	   *snapshot;
+	bool		overtaken;
+
+	idem_security_push(&saved, ledger->owner);
+	(void) idem_spi_execute("SELECT pg_current_snapshot()", &none, false);
+	snapshot = idem_spi_text(0, 1, CurrentMemoryContext);
+	idem_spi_arg(&args, REGCLASSOID, ObjectIdGetDatum(target), false);
+	idem_spi_arg_text(&args, snapshot);
+	idem_spi_arg(&args, INT4OID, Int32GetDatum(turn_class ? *turn_class : 0), turn_class == NULL);
+	overtaken = idem_spi_execute_latest(psprintf("SELECT FROM %s.idem_ledger WHERE target = $1"
+												 " AND operation = 'merge'"
+												 " AND turn IS DISTINCT FROM $3"
+												 " AND xid >= pg_snapshot_xmin($2::pg_snapshot)"
+												 " AND NOT pg_visible_in_snapshot(xid, $2::pg_snapshot)"
+												 " AND xid IS DISTINCT FROM pg_current_xact_id_if_assigned()"
+												 " LIMIT 1", ledger->schema), &args) > 0;
+	idem_security_pop(&saved);
+	return overtaken;
+}
+
+/*
+ * Remove batches of one target, or of one role's claims without a target, from
+ * the ledger, and keep what they were in idem_audit. NULL for pipeline, batch_id
+ * or applied_since: any. Returns how many, and with dry_run only that.
+ */
+int64
+idem_ledger_forget(const IdemLedger *ledger, const IdemBatchKey *key,
+				   const TimestampTz *applied_since, const char *reason, bool dry_run)
+{
+	IdemSpiArgs args = {0};
+	const char *condition = " WHERE target = $1 AND ($2 IS NULL OR pipeline = $2)"
+		" AND ($3 IS NULL OR batch_id = $3) AND claimed_by = $4"
+		" AND ($5 IS NULL OR applied_at >= $5)";
+	bool		isnull;
+
+	key_arguments(&args, key);
+	idem_spi_arg(&args, TIMESTAMPTZOID,
+				 applied_since ? TimestampTzGetDatum(*applied_since) : (Datum) 0,
+				 applied_since == NULL);
+	if (dry_run)
+	{
+		(void) run_once(ledger, psprintf("SELECT count(*) FROM %s.idem_ledger%s",
+										 ledger->schema, condition), &args);
+		return DatumGetInt64(idem_spi_value(0, 1, CurrentMemoryContext, &isnull));
+	}
+	idem_spi_arg_text(&args, GetUserNameFromId(GetUserId(), false));
+	idem_spi_arg_text(&args, reason);
+	return run_once(ledger,
+					psprintf("WITH gone AS (DELETE FROM %s.idem_ledger%s RETURNING *)"
+							 " INSERT INTO %s.idem_audit (role, action, reason, entry)"
+							 " SELECT $6::name, 'forget', $7, to_jsonb(gone) FROM gone",
+							 ledger->schema, condition, ledger->schema), &args);
+}

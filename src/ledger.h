@@ -1,0 +1,65 @@
+/*-------------------------------------------------------------------------
+ *
+ * ledger.h
+ *	  The ledger: one row for each batch that was applied.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_LEDGER_H
+#define IDEM_LEDGER_H
+
+#include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
+
+/* Where the ledger is, and whose. */
+typedef struct IdemLedger
+{
+	Oid			relid;
+	Oid			owner;
+	char	   *schema;			/* quoted; of all our objects */
+} IdemLedger;
+
+/* What identifies a batch. */
+typedef struct IdemBatchKey
+{
+	Oid			target;			/* InvalidOid for a claim without target */
+	Oid			target_type;	/* its row type */
+	const char *pipeline;
+	const char *batch_id;
+	Oid			claimed_by;		/* role of a claim without target */
+} IdemBatchKey;
+
+/* A ledger row as a replay needs it. */
+typedef struct IdemLedgerEntry
+{
+	bool		is_merge;
+	int32		revision;
+	char	   *fingerprint;	/* NULL if a claim had none */
+	List	   *columns;		/* of char *, covered by the fingerprint */
+	int64		rows[8];		/* staged, duplicate, inserted, updated, deleted,
+								 * unchanged, stale, skipped */
+	char	   *engine;
+	TimestampTz applied_at;
+	bool		elapsed_null;
+	Interval	elapsed;
+	char	   *differing;		/* options that differ from those given, or NULL */
+} IdemLedgerEntry;
+
+extern const IdemLedger *idem_ledger_open(Oid function);
+extern bool idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key,
+							 const char *options, bool lock, IdemLedgerEntry *entry);
+extern bool idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key, bool is_merge,
+							   const int32 *turn_class, const char *options,
+							   const char *fingerprint, Datum metadata, bool metadata_null);
+extern void idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key,
+							   const char *action, const int32 *turn_class, const char *options,
+							   Datum metadata, bool metadata_null);
+extern void idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key,
+								 const int64 *rows, const char *fingerprint, List *columns,
+								 const char *engine, TimestampTz started, TimestampTz finished);
+extern bool idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_class);
+extern int64 idem_ledger_forget(const IdemLedger *ledger, const IdemBatchKey *key,
+								const TimestampTz *applied_since, const char *reason,
+								bool dry_run);
+
+#endif							/* IDEM_LEDGER_H */

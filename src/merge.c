@@ -1,0 +1,598 @@
+/*-------------------------------------------------------------------------
+ *
+ * merge.c
+ *	  One merge from beginning to end: resolve, lock, claim, apply, record.
+ *
+ * Locks are taken in this order: target and staging; the batch; the target's
+ * turn; the ledger row; rows of the target in key order. The batch comes before
+ * the turn, other than for the ledger row, so that a replay does not queue
+ * behind merges of other batches, and so that nowait finds out about the same
+ * batch at once. Whoever has the turn never waits for the batch lock of another
+ * batch, unless its transaction merges more than one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "engine_sql.h"
+#include "idempotent_ingest.h"
+#include "merge.h"
+#include "rowhash.h"
+#include "security.h"
+#include "spi_util.h"
+#include "sqlgen.h"
+#include "turn.h"
+
+#define ENGINE_SQL "sql"
+
+/* A merge under way. */
+typedef struct Merge
+{
+	const IdemLedger *ledger;
+	const IdemRequest *request;
+	const IdemMergeInfo *info;
+	IdemSource	source;
+	IdemBatchKey key;
+	bool		derived;		/* the batch id is */
+	char	   *fingerprint;	/* known before the batch is applied, or NULL */
+	TimestampTz started;
+	IdemMergeResult *result;
+} Merge;
+
+/* An interval of microseconds; longer ones than a day stay hours. */
+static Interval
+elapsed_interval(TimestampTz from, TimestampTz to)
+{
+	Interval	elapsed = {0};
+
+	elapsed.time = to - from;
+	return elapsed;
+}
+
+static void
+set_rows(int64 *rows, const IdemCounts *counts)
+{
+	rows[0] = counts->staged;
+	rows[1] = counts->duplicate;
+	rows[2] = counts->inserted;
+	rows[3] = counts->updated;
+	rows[4] = counts->deleted;
+	rows[5] = counts->unchanged;
+	rows[6] = counts->stale;
+	rows[7] = counts->skipped;
+}
+
+/* The columns that the fingerprint covers, or all that are read. */
+static List *
+staged_columns(const IdemMergeInfo *info, bool with_audit)
+{
+	List	   *names = NIL;
+
+	for (int i = 0; i < info->ncolumns; i++)
+		if (with_audit || !info->columns[i].is_audit)
+			names = lappend(names, info->columns[i].name);
+	return names;
+}
+
+/* Compute the fingerprint of some columns of staging, and count its rows. */
+static char *
+scan(Merge *merge, List *columns, IdemCounts *counts)
+{
+	char	   *fingerprint;
+
+	idem_engine_sql_scan(&merge->source, merge->info->staging, merge->info->staging_name,
+						 columns, merge->ledger->schema, counts, &fingerprint);
+	return fingerprint;
+}
+
+static const int32 *
+turn_class(const IdemMergeInfo *info)
+{
+	return info->commutes ? &info->turn_class : NULL;
+}
+
+/* Lock the relations and work out what the merge means. */
+static IdemMergeInfo *
+resolve(const IdemRequest *request)
+{
+	IdemMergeInfo *info;
+
+	idem_relinfo_precheck(request);
+
+	/* A weaker lock first, and the stronger one later, would be a deadlock. */
+	if (request->on_schema_change == IDEM_SCHEMA_ADD_COLUMNS && !request->dry_run &&
+		idem_relinfo_differs(request))
+		idem_relinfo_lock(request->target, AccessExclusiveLock);
+	idem_relinfo_lock(request->target,
+					  request->dry_run ? AccessShareLock : RowExclusiveLock);
+	idem_relinfo_lock(request->staging, AccessShareLock);
+	info = idem_relinfo_resolve(request);
+	idem_relinfo_require_privileges(info);
+	return info;
+}
+
+/* Look the batch up, with the options as they are now. */
+static bool
+find(Merge *merge, IdemLedgerEntry *entry)
+{
+	bool		lock = merge->request->on_replay == IDEM_REPLAY_REAPPLY ||
+		merge->request->on_mismatch == IDEM_MISMATCH_APPLY;
+
+	return idem_ledger_find(merge->ledger, &merge->key, merge->info->options, lock, entry);
+}
+
+/* Return what the ledger has about the batch. */
+static void
+replay(Merge *merge, const IdemLedgerEntry *entry)
+{
+	IdemMergeResult *result = merge->result;
+
+	result->status = "replayed";
+	result->revision = entry->revision;
+	memcpy(result->rows, entry->rows, sizeof(result->rows));
+	result->fingerprint = entry->fingerprint;
+	result->engine = entry->engine;
+	result->applied_at = entry->applied_at;
+	result->elapsed = entry->elapsed;
+	result->elapsed_null = entry->elapsed_null;
+}
+
+/* II004: a replay would leave the target without the batch. */
+static void
+require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
+{
+	bool		deleted = idem_relinfo_lost_rows(key->target);
+
+	if (!deleted &&
+		(entry->rows[2] + entry->rows[3] == 0 || !idem_relinfo_is_empty(key->target)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_LOST_BATCH),
+			 errmsg("batch \"%s\" was already applied, but target \"%s\" has lost it",
+					key->batch_id, get_rel_name(key->target)),
+			 deleted ?
+			 errdetail("It was applied at %s, and this transaction has deleted from the target or truncated it since.",
+					   timestamptz_to_str(entry->applied_at)) :
+			 errdetail("It was applied at %s and wrote rows, and the target is empty now.",
+					   timestamptz_to_str(entry->applied_at)),
+			 errhint("Use on_replay => 'reapply' to apply it again, or idem_forget() to have it forgotten.")));
+}
+
+/* II001: the id is known for something else. */
+static void
+report_mismatch(const IdemBatchKey *key, const IdemLedgerEntry *entry, bool content_differs,
+				bool columns_missing, int64 staged)
+{
+	StringInfoData detail;
+
+	initStringInfo(&detail);
+	appendStringInfo(&detail, "It was applied at %s with %lld staged rows.",
+					 timestamptz_to_str(entry->applied_at), (long long) entry->rows[0]);
+	if (columns_missing)
+		appendStringInfoString(&detail, " Staging lacks columns that it had then.");
+	else if (content_differs)
+		appendStringInfo(&detail, " The content differs; staging has %lld rows now.",
+						 (long long) staged);
+	if (entry->differing)
+		appendStringInfo(&detail, " Options that differ: %s.", entry->differing);
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_MISMATCH),
+			 errmsg("batch \"%s\" was already applied with different %s", key->batch_id,
+					content_differs || columns_missing ? "content" : "options"),
+			 errdetail_internal("%s", detail.data),
+			 errhint("Give other content another batch id, or use on_mismatch => 'apply' to apply it under this one.")));
+}
+
+/* II001: the id belongs to the other function. */
+static void
+report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_IDEM_MISMATCH),
+			 errmsg("batch \"%s\" was recorded by %s", key->batch_id,
+					entry->is_merge ? "idem_merge()" : "idem_claim()"),
+			 errdetail("It was recorded at %s.", timestamptz_to_str(entry->applied_at)),
+			 errhint("Use another batch id or another pipeline.")));
+}
+
+/*
+ * Decide what a known batch id means for this call. NULL: it is a replay, and
+ * the result is set. Otherwise the batch is to be applied again, and the result
+ * is what idem_audit calls that.
+ */
+static const char *
+decide(Merge *merge, const IdemLedgerEntry *entry)
+{
+	const IdemRequest *request = merge->request;
+	bool		content_differs = false;
+	bool		columns_missing = false;
+	IdemCounts	counts = {0};
+
+	if (!entry->is_merge)
+		report_other_operation(&merge->key, entry);
+	if (request->on_mismatch != IDEM_MISMATCH_SKIP && !merge->derived)
+	{
+		List	   *columns = idem_relinfo_columns(merge->info->staging, entry->columns, true);
+
+		columns_missing = columns == NIL;
+		if (!columns_missing)
+			content_differs = strcmp(scan(merge, columns, &counts), entry->fingerprint) != 0;
+		if (columns_missing || content_differs || entry->differing)
+		{
+			if (request->on_mismatch == IDEM_MISMATCH_APPLY)
+				return "apply";
+			report_mismatch(&merge->key, entry, content_differs, columns_missing, counts.staged);
+		}
+	}
+	if (request->on_replay == IDEM_REPLAY_REAPPLY)
+		return "reapply";
+	if (request->on_replay == IDEM_REPLAY_ERROR)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_ALREADY_APPLIED),
+				 errmsg("batch \"%s\" was already applied", merge->key.batch_id),
+				 errdetail("It was applied at %s, and \"on_replay\" is error.",
+						   timestamptz_to_str(entry->applied_at)),
+				 errhint("Use on_replay => 'skip' to get the recorded result instead.")));
+	if (merge->derived)
+	{
+		int64		differing;
+		char	   *fingerprint;
+
+		/*
+		 * The same content may have been overwritten since, by a later state:
+		 * whether it is a retry or a return to an earlier state, only the
+		 * caller knows.
+		 */
+		idem_engine_sql_classify(&merge->source, merge->info, merge->ledger->schema,
+								 &counts, &fingerprint);
+		differing = counts.inserted + counts.updated;
+		if (differing > 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_IDEM_NOT_IN_TARGET),
+					 errmsg("the same content was merged before and is not in target \"%s\" any more",
+							get_rel_name(merge->key.target)),
+					 errdetail_plural("Batch \"%s\" was applied at %s; %lld staged row differs from the target now.",
+									  "Batch \"%s\" was applied at %s; %lld staged rows differ from the target now.",
+									  differing, merge->key.batch_id,
+									  timestamptz_to_str(entry->applied_at),
+									  (long long) differing),
+					 errhint("If the target is to return to this state, give a batch id of its own, or use on_replay => 'reapply'.")));
+	}
+	else
+		require_batch_in_target(&merge->key, entry);
+	replay(merge, entry);
+	return NULL;
+}
+
+/*
+ * Take the target's turn. Under a snapshot from before, what others have merged
+ * meanwhile would not be seen.
+ */
+static void
+take_turn(Merge *merge)
+{
+	const IdemMergeInfo *info = merge->info;
+
+	idem_turn_take(info->target, info->commutes, info->turn_class, merge->ledger->owner);
+	if (IsolationUsesXactSnapshot() &&
+		idem_ledger_overtaken(merge->ledger, info->target, turn_class(info)))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent merge into \"%s\"",
+						get_rel_name(info->target)),
+				 errdetail("It committed after the snapshot of this transaction was taken."),
+				 errhint("Run the transaction again.")));
+}
+
+/* Give the target the columns that only staging has, and look at it again. */
+static void
+add_columns(Merge *merge)
+{
+	if (merge->info->added == NIL)
+		return;
+	(void) idem_spi_execute(idem_sqlgen_add_columns(merge->info), NULL, false);
+	merge->info = idem_relinfo_resolve(merge->request);
+}
+
+/* Apply the batch, whose ledger row is ours, and complete the row. */
+static void
+apply(Merge *merge, const char *status, int32 revision)
+{
+	IdemMergeResult *result = merge->result;
+	IdemCounts	counts;
+	char	   *fingerprint;
+	TimestampTz finished;
+
+	add_columns(merge);
+	idem_engine_sql_apply(&merge->source, merge->info, merge->ledger->schema,
+						  &counts, &fingerprint);
+	if (merge->fingerprint && strcmp(merge->fingerprint, fingerprint) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("staging \"%s\" changed while it was merged",
+						get_rel_name(merge->info->staging)),
+				 errdetail("The batch id was derived from what it contained before."),
+				 errhint("Run the transaction again, or give a batch id.")));
+	finished = GetCurrentTimestamp();
+	set_rows(result->rows, &counts);
+	idem_ledger_complete(merge->ledger, &merge->key, result->rows, fingerprint,
+						 staged_columns(merge->info, false), ENGINE_SQL,
+						 merge->started, finished);
+	result->status = status;
+	result->revision = revision;
+	result->fingerprint = fingerprint;
+	result->engine = ENGINE_SQL;
+	result->applied_at = finished;
+	result->elapsed = elapsed_interval(merge->started, finished);
+}
+
+/* Replay, or claim and apply, the batch that merge->key names. */
+static void
+submit(Merge *merge)
+{
+	const IdemRequest *request = merge->request;
+	IdemLedgerEntry entry;
+	const char *action;
+
+	if (!idem_turn_lock_batch(merge->key.target, merge->key.pipeline, merge->key.batch_id,
+							  merge->key.claimed_by, request->nowait, merge->ledger->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("another transaction is working on batch \"%s\"", merge->key.batch_id),
+				 errdetail("It has not ended yet, and \"nowait\" is true."),
+				 errhint("Try again later.")));
+	if (!find(merge, &entry))
+	{
+		take_turn(merge);
+		if (idem_ledger_insert(merge->ledger, &merge->key, true, turn_class(merge->info),
+							   merge->info->options, NULL,
+							   request->metadata, request->metadata_null))
+		{
+			apply(merge, "applied", 1);
+			return;
+		}
+		/* Only somebody who does not lock batches can have come before us. */
+		if (!find(merge, &entry))
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("could not serialize access to batch \"%s\"", merge->key.batch_id),
+					 errhint("Run the transaction again.")));
+	}
+	action = decide(merge, &entry);
+	if (action == NULL)
+		return;
+	take_turn(merge);
+	idem_ledger_revise(merge->ledger, &merge->key, action, turn_class(merge->info),
+					   merge->info->options, request->metadata, request->metadata_null);
+	apply(merge, "reapplied", entry.revision + 1);
+}
+
+/* Count what the merge would do. */
+static void
+dry_run(Merge *merge)
+{
+	IdemMergeResult *result = merge->result;
+	IdemCounts	counts;
+	char	   *fingerprint;
+
+	idem_engine_sql_classify(&merge->source, merge->info, merge->ledger->schema,
+							 &counts, &fingerprint);
+	set_rows(result->rows, &counts);
+	result->status = "dry_run";
+	result->batch_id = merge->request->batch_id;
+	result->fingerprint = fingerprint;
+	result->engine = ENGINE_SQL;
+	result->applied_at_null = true;
+	result->elapsed = elapsed_interval(merge->started, GetCurrentTimestamp());
+}
+
+/* Says in the context of every error which merge it was. */
+static void
+merge_error_context(void *arg)
+{
+	const IdemRequest *request = arg;
+
+	errcontext("merge of \"%s\" into \"%s\"", get_rel_name(request->staging),
+			   get_rel_name(request->target));
+}
+
+/*
+ * Run a merge. The result's parts are palloc'd in the current memory context.
+ */
+void
+idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeResult *result)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ErrorContextCallback error_context;
+	Merge		merge = {0};
+	IdemMergeInfo *info;
+	IdemCounts	counts;
+
+	if (!request->dry_run)
+	{
+		PreventCommandIfReadOnly("idem_merge()");
+		PreventCommandIfParallelMode("idem_merge()");
+	}
+	memset(result, 0, sizeof(*result));
+	merge.ledger = ledger;
+	merge.request = request;
+	merge.result = result;
+	merge.started = GetCurrentTimestamp();
+	error_context.callback = merge_error_context;
+	error_context.arg = (void *) request;
+	error_context.previous = error_context_stack;
+	error_context_stack = &error_context;
+
+	idem_spi_connect();
+	MemoryContextSwitchTo(context);
+	merge.info = info = resolve(request);
+	idem_relinfo_report(info);
+	idem_engine_sql_prepare(&merge.source, info->staging, info->staging_kind,
+							info->staging_name, staged_columns(info, true), request->dry_run);
+	if (request->dry_run)
+		dry_run(&merge);
+	else
+	{
+		merge.key.target = info->target;
+		merge.key.target_type = info->target_type;
+		merge.key.pipeline = request->pipeline;
+		merge.key.batch_id = request->batch_id;
+		if (request->batch_id == NULL)
+		{
+			merge.derived = true;
+			merge.fingerprint = scan(&merge, staged_columns(info, false), &counts);
+			merge.key.batch_id = psprintf("content:%s",
+										  idem_rowhash_text(merge.fingerprint, info->options));
+		}
+		if (merge.derived && counts.staged == 0)
+		{
+			/* Nothing to remember: any empty batch would be the same one. */
+			result->status = "applied";
+			result->fingerprint = merge.fingerprint;
+			result->engine = ENGINE_SQL;
+			result->applied_at_null = true;
+			result->elapsed = elapsed_interval(merge.started, GetCurrentTimestamp());
+		}
+		else
+		{
+			result->batch_id = merge.key.batch_id;
+			submit(&merge);
+		}
+	}
+	idem_spi_finish();
+	error_context_stack = error_context.previous;
+}
+
+/* Say how a merge would run. */
+void
+idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
+				   IdemExplanation *explanation)
+{
+	MemoryContext context = CurrentMemoryContext;
+	IdemMergeInfo *info;
+	bool		adds;
+	bool		materialized;
+	IdemRequest look = *request;
+
+	/* Whatever it would lock, to look takes no more than AccessShare. */
+	look.dry_run = true;
+	idem_spi_connect();
+	MemoryContextSwitchTo(context);
+	info = resolve(&look);
+	adds = info->added != NIL;
+	materialized = get_rel_relkind(info->staging) == RELKIND_VIEW ||
+		get_rel_relkind(info->staging) == RELKIND_FOREIGN_TABLE;
+	explanation->engine = ENGINE_SQL;
+	explanation->reason = "it serves every target, and is the only engine of this version";
+	if (request->dry_run)
+		explanation->locks = psprintf("ACCESS SHARE on %s, ACCESS SHARE on %s",
+									  info->target_name, info->staging_name);
+	else
+		explanation->locks = psprintf("%s on %s, ACCESS SHARE on %s, the batch, %s, rows to be written in key order",
+									  adds ? "ACCESS EXCLUSIVE" : "ROW EXCLUSIVE",
+									  info->target_name, info->staging_name,
+									  info->commutes ?
+									  "the target's turn together with merges of the same columns" :
+									  "the target's turn");
+	explanation->statement = request->dry_run ?
+		idem_sqlgen_classify(info, ledger->schema, materialized) :
+		idem_sqlgen_apply(info, ledger->schema, materialized);
+	idem_spi_finish();
+}
+
+/* The fingerprint of a relation; columns NIL means all. Palloc'd. */
+char *
+idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
+{
+	MemoryContext context = CurrentMemoryContext;
+	IdemSource	source;
+	IdemCounts	counts;
+	char	   *fingerprint;
+	ListCell   *lc;
+
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(staging)))
+		idem_relinfo_report_missing(staging);
+	idem_security_require_visible(staging);
+	if (pg_attribute_aclcheck_all(staging, GetUserId(), ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
+		idem_security_require(staging, InvalidAttrNumber, ACL_SELECT);
+	idem_relinfo_lock(staging, AccessShareLock);
+	idem_relinfo_check_staging(staging);
+	columns = idem_relinfo_columns(staging, columns, false);
+	foreach(lc, columns)
+		idem_security_require(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT);
+
+	idem_spi_connect();
+	MemoryContextSwitchTo(context);
+	idem_engine_sql_prepare(&source, staging, get_rel_relkind(staging),
+							idem_relinfo_name(staging), columns, true);
+	idem_engine_sql_scan(&source, staging, idem_relinfo_name(staging), columns,
+						 ledger->schema, &counts, &fingerprint);
+	idem_spi_finish();
+	return fingerprint;
+}
+
+/*
+ * Record a batch for statements of the caller. False if it was recorded before.
+ */
+bool
+idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
+				 const char *batch_id, const char *fingerprint,
+				 Datum metadata, bool metadata_null)
+{
+	MemoryContext context = CurrentMemoryContext;
+	IdemBatchKey key = {0};
+	IdemLedgerEntry entry;
+	bool		claimed;
+
+	PreventCommandIfReadOnly("idem_claim()");
+	PreventCommandIfParallelMode("idem_claim()");
+	key.target = target;
+	key.pipeline = pipeline;
+	key.batch_id = batch_id;
+	if (OidIsValid(target))
+	{
+		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(target)))
+			idem_relinfo_report_missing(target);
+		idem_security_require_write(target);
+		idem_relinfo_lock(target, RowExclusiveLock);
+		idem_security_require_write(target);
+	}
+
+	idem_spi_connect();
+	MemoryContextSwitchTo(context);
+	if (OidIsValid(target))
+	{
+		idem_relinfo_check_target(target);
+		key.target_type = idem_relinfo_row_type(target);
+	}
+	else
+		key.claimed_by = GetUserId();
+	(void) idem_turn_lock_batch(key.target, pipeline, batch_id, key.claimed_by, false,
+								ledger->owner);
+	claimed = !idem_ledger_find(ledger, &key, "{}", false, &entry) &&
+		idem_ledger_insert(ledger, &key, false, NULL, "{}", fingerprint, metadata, metadata_null);
+	if (!claimed)
+	{
+		if (entry.is_merge)
+			report_other_operation(&key, &entry);
+		if (fingerprint && entry.fingerprint && strcmp(fingerprint, entry.fingerprint) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_IDEM_MISMATCH),
+					 errmsg("batch \"%s\" was already claimed with another fingerprint", batch_id),
+					 errdetail("It was claimed at %s with fingerprint \"%s\".",
+							   timestamptz_to_str(entry.applied_at), entry.fingerprint),
+					 errhint("Give other content another batch id.")));
+		if (OidIsValid(target) && idem_relinfo_lost_rows(target))
+			require_batch_in_target(&key, &entry);
+	}
+	idem_spi_finish();
+	return claimed;
+}

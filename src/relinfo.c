@@ -1,0 +1,1115 @@
+/*-------------------------------------------------------------------------
+ *
+ * relinfo.c
+ *	  From two relations and a list of arguments to columns, key and checks.
+ *
+ * Relations are locked by OID before anything about them is read; their names
+ * are derived afterwards, and only to write them into SQL.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/catalog.h"
+#include "catalog/heap.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_attrdef.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "parser/parse_coerce.h"
+#include "pgstat.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/syscache.h"
+#include "utils/typcache.h"
+#include "utils/varlena.h"
+
+#include "compat.h"
+#include "idempotent_ingest.h"
+#include "relinfo.h"
+#include "rowhash.h"
+#include "security.h"
+#include "spi_util.h"
+
+/* The error for a regclass that is a mere number. */
+void
+idem_relinfo_report_missing(Oid relid)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("relation with OID %u does not exist", relid),
+			 errhint("Give the table by its name; it may have been dropped meanwhile.")));
+}
+
+/*
+ * Before any lock is taken: refuse what the caller has no right to touch, so
+ * that nobody can use us to lock tables of others.
+ */
+void
+idem_relinfo_precheck(const IdemRequest *request)
+{
+	Oid			role = GetUserId();
+	AclMode		write = request->mode == IDEM_MODE_UPDATE ? ACL_UPDATE : ACL_INSERT;
+
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(request->staging)))
+		idem_relinfo_report_missing(request->staging);
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(request->target)))
+		idem_relinfo_report_missing(request->target);
+	idem_security_require_visible(request->staging);
+	idem_security_require_visible(request->target);
+	if (pg_attribute_aclcheck_all(request->staging, role, ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
+		idem_security_require(request->staging, InvalidAttrNumber, ACL_SELECT);
+	if (pg_attribute_aclcheck_all(request->target, role, write, ACLMASK_ANY) != ACLCHECK_OK)
+		idem_security_require(request->target, InvalidAttrNumber, write);
+}
+
+/* Lock a relation by OID until the end of the transaction. */
+void
+idem_relinfo_lock(Oid relid, LOCKMODE mode)
+{
+	LockRelationOid(relid, mode);
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+		idem_relinfo_report_missing(relid);
+}
+
+/* The qualified, quoted name of a relation that the caller has locked. */
+char *
+idem_relinfo_name(Oid relid)
+{
+	return quote_qualified_identifier(get_namespace_name_or_temp(get_rel_namespace(relid)),
+									  get_rel_name(relid));
+}
+
+/* What a relation is, in a message. */
+char *
+idem_relinfo_kind(Oid relid)
+{
+	switch (get_rel_relkind(relid))
+	{
+		case RELKIND_RELATION:
+			return "table";
+		case RELKIND_PARTITIONED_TABLE:
+			return "partitioned table";
+		case RELKIND_VIEW:
+			return "view";
+		case RELKIND_MATVIEW:
+			return "materialized view";
+		case RELKIND_FOREIGN_TABLE:
+			return "foreign table";
+		case RELKIND_SEQUENCE:
+			return "sequence";
+		case RELKIND_INDEX:
+		case RELKIND_PARTITIONED_INDEX:
+			return "index";
+		case RELKIND_COMPOSITE_TYPE:
+			return "composite type";
+		default:
+			return "relation";
+	}
+}
+
+/* The row type of a table, InvalidOid if there is no such table. */
+Oid
+idem_relinfo_row_type(Oid relid)
+{
+	return get_rel_type_id(relid);
+}
+
+/*
+ * Has staging columns that the target lacks? Looks without locks, to learn
+ * which lock to take first.
+ */
+bool
+idem_relinfo_differs(const IdemRequest *request)
+{
+	HeapTuple	tuple;
+	bool		differs = false;
+
+	for (AttrNumber attnum = 1; !differs; attnum++)
+	{
+		Form_pg_attribute att;
+
+		tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(request->staging),
+								Int16GetDatum(attnum));
+		if (!HeapTupleIsValid(tuple))
+			break;
+		att = (Form_pg_attribute) GETSTRUCT(tuple);
+		differs = !att->attisdropped &&
+			get_attnum(request->target, NameStr(att->attname)) == InvalidAttrNumber;
+		ReleaseSysCache(tuple);
+	}
+	return differs;
+}
+
+/* Refuse what no rows can be read from. */
+void
+idem_relinfo_check_staging(Oid staging)
+{
+	switch (get_rel_relkind(staging))
+	{
+		case RELKIND_RELATION:
+		case RELKIND_PARTITIONED_TABLE:
+		case RELKIND_VIEW:
+		case RELKIND_MATVIEW:
+		case RELKIND_FOREIGN_TABLE:
+			return;
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("cannot read staged rows from \"%s\"", get_rel_name(staging)),
+					 errdetail("It is of kind %s.", idem_relinfo_kind(staging)),
+					 errhint("Staging can be a table, a temporary table, a view, a materialized view or a foreign table.")));
+	}
+}
+
+/* Is the table a hypertable of TimescaleDB? */
+static bool
+is_hypertable(Relation rel)
+{
+	IdemSpiArgs args = {0};
+
+	if (!OidIsValid(get_extension_oid("timescaledb", true)))
+		return false;
+	idem_spi_arg(&args, OIDOID, ObjectIdGetDatum(RelationGetRelid(rel)), false);
+	return idem_spi_execute("SELECT FROM _timescaledb_catalog.hypertable h"
+							" JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) h.schema_name"
+							" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid"
+							" AND c.relname OPERATOR(pg_catalog.=) h.table_name"
+							" WHERE c.oid OPERATOR(pg_catalog.=) $1", &args, true) > 0;
+}
+
+/* Refuse targets whose batches could be lost or doubled, or that no INSERT serves. */
+static void
+check_target_kind(Relation target, Oid staging)
+{
+	Oid			relid = RelationGetRelid(target);
+	char	   *name = RelationGetRelationName(target);
+	List	   *members;
+	ListCell   *lc;
+
+	if (staging == relid)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("staging and target are the same table \"%s\"", name),
+				 errhint("Load the incoming rows into a staging table of their own.")));
+	if (target->rd_rel->relkind == RELKIND_VIEW)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot merge into view \"%s\"", name),
+				 errhint("Name the table below the view as the target.")));
+	if (target->rd_rel->relkind != RELKIND_RELATION &&
+		target->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("cannot merge into %s \"%s\"", idem_relinfo_kind(relid), name),
+				 errhint("The target must be a table or a partitioned table.")));
+	if (IsCatalogRelation(target))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot merge into system catalog \"%s\"", name),
+				 errhint("The target must be a table of your own.")));
+	if (target->rd_rules != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot merge into table \"%s\", which has rules", name),
+				 errdetail("A rule replaces the statement, so that the rows could not be accounted for."),
+				 errhint("Use a trigger in place of the rule.")));
+
+	members = find_all_inheritors(relid, NoLock, NULL);
+	foreach(lc, members)
+	{
+		Oid			member = lfirst_oid(lc);
+
+		if (member == staging)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("staging \"%s\" is a part of the target \"%s\"",
+							get_rel_name(staging), name),
+					 errhint("Detach it first, or copy its rows to a table of their own.")));
+		if (get_rel_persistence(member) == RELPERSISTENCE_TEMP)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot merge into temporary table \"%s\"", get_rel_name(member)),
+					 errdetail("The ledger would remember the batch after the table is gone."),
+					 errhint("Use a permanent table as the target.")));
+		if (get_rel_persistence(member) == RELPERSISTENCE_UNLOGGED)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot merge into unlogged table \"%s\"", get_rel_name(member)),
+					 errdetail("A crash would empty it, and the ledger would still have the batch."),
+					 errhint("Run ALTER TABLE %s SET LOGGED first.", idem_relinfo_name(member))));
+	}
+	if (target->rd_rel->relkind == RELKIND_RELATION && list_length(members) > 1 &&
+		!is_hypertable(target))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot merge into table \"%s\", which has inheritance children", name),
+				 errdetail("A unique index does not cover the children, so that a key could be stored twice."),
+				 errhint("Use a partitioned table, or merge into the children one by one.")));
+}
+
+/* The same for a table that batches are claimed for. */
+void
+idem_relinfo_check_target(Oid target)
+{
+	Relation	rel = relation_open(target, NoLock);
+
+	check_target_kind(rel, InvalidOid);
+	relation_close(rel, NoLock);
+}
+
+/* The target's column with the closest name, or NULL if none is close. */
+static const char *
+closest_column(TupleDesc tupdesc, const char *name)
+{
+	const char *closest = NULL;
+	int			closest_distance = Min(4, (int) strlen(name) / 2 + 1);
+
+	for (int i = 0; i < tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
+		int			distance;
+
+		if (att->attisdropped)
+			continue;
+		distance = varstr_levenshtein_less_equal(name, strlen(name),
+												 NameStr(att->attname),
+												 strlen(NameStr(att->attname)),
+												 1, 1, 1, closest_distance, true);
+		if (distance < closest_distance)
+		{
+			closest = NameStr(att->attname);
+			closest_distance = distance;
+		}
+	}
+	return closest;
+}
+
+static AttrNumber
+find_attribute(TupleDesc tupdesc, const char *name)
+{
+	for (int i = 0; i < tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
+
+		if (!att->attisdropped && strcmp(NameStr(att->attname), name) == 0)
+			return att->attnum;
+	}
+	return InvalidAttrNumber;
+}
+
+static int
+find_column(const IdemMergeInfo *info, const char *name)
+{
+	for (int i = 0; i < info->ncolumns; i++)
+		if (strcmp(info->columns[i].name, name) == 0)
+			return i;
+	return -1;
+}
+
+static bool
+list_has_name(List *names, const char *name)
+{
+	ListCell   *lc;
+
+	foreach(lc, names)
+	{
+		if (strcmp(lfirst(lc), name) == 0)
+			return true;
+	}
+	return false;
+}
+
+/* The names, quoted, with commas between them. */
+static char *
+quoted_list(List *names)
+{
+	StringInfoData buf;
+	ListCell   *lc;
+
+	initStringInfo(&buf);
+	foreach(lc, names)
+		appendStringInfo(&buf, "%s%s", buf.len > 0 ? ", " : "", quote_identifier(lfirst(lc)));
+	return buf.data;
+}
+
+/*
+ * The positions of an argument's columns among those that both relations
+ * have; anything else in the list is an error.
+ */
+static List *
+resolve_names(const IdemMergeInfo *info, Relation staging, Relation target,
+			  const char *argument, List *names)
+{
+	List	   *positions = NIL;
+	ListCell   *lc;
+
+	foreach(lc, names)
+	{
+		char	   *name = lfirst(lc);
+		int			position = find_column(info, name);
+		const char *closest;
+
+		if (position >= 0)
+		{
+			if (list_member_int(positions, position))
+				ereport(ERROR,
+						(errcode(ERRCODE_DUPLICATE_COLUMN),
+						 errmsg("column \"%s\" appears more than once in \"%s\"", name, argument),
+						 errhint("Name each column once.")));
+			positions = lappend_int(positions, position);
+			continue;
+		}
+		if (SystemAttributeByName(name) != NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("\"%s\" in \"%s\" is a system column", name, argument),
+					 errhint("Name columns that staging and target both have.")));
+		if (list_has_name(info->ignored, name))
+			ereport(ERROR,
+					(errcode(ERRCODE_GENERATED_ALWAYS),
+					 errmsg("column \"%s\" in \"%s\" cannot be set from staging", name, argument),
+					 errdetail("The target generates it, or lacks it and \"on_schema_change\" is ignore."),
+					 errhint("For an identity column, ALTER TABLE ... ALTER COLUMN ... SET GENERATED BY DEFAULT lets staging set it.")));
+		closest = closest_column(RelationGetDescr(target), name);
+		if (find_attribute(RelationGetDescr(target), name) == InvalidAttrNumber)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" in \"%s\" does not exist in target \"%s\"",
+							name, argument, RelationGetRelationName(target)),
+					 closest ? errhint("Perhaps you meant the column \"%s\".", closest) :
+					 errhint("Name columns that staging and target both have.")));
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" in \"%s\" does not exist in staging \"%s\"",
+						name, argument, RelationGetRelationName(staging)),
+				 errhint("Add the column to staging.")));
+	}
+	return positions;
+}
+
+static int
+compare_target_order(const void *a, const void *b)
+{
+	const IdemColumn *ca = a;
+	const IdemColumn *cb = b;
+
+	/* Columns that are to be added come last, in the order of staging. */
+	if ((ca->target_attnum == 0) != (cb->target_attnum == 0))
+		return ca->target_attnum == 0 ? 1 : -1;
+	if (ca->target_attnum != cb->target_attnum)
+		return ca->target_attnum - cb->target_attnum;
+	return ca->staged_attnum - cb->staged_attnum;
+}
+
+/* Pair the columns of the two relations by name. */
+static void
+pair_columns(IdemMergeInfo *info, Relation staging, Relation target)
+{
+	const IdemRequest *request = info->request;
+	TupleDesc	staged = RelationGetDescr(staging);
+	TupleDesc	stored = RelationGetDescr(target);
+	List	   *unknown = NIL;
+
+	info->columns = palloc0(sizeof(IdemColumn) * Max(staged->natts, 1));
+	for (int i = 0; i < staged->natts; i++)
+	{
+		Form_pg_attribute from = TupleDescAttr(staged, i);
+		IdemColumn *column = &info->columns[info->ncolumns];
+		Form_pg_attribute to = NULL;
+		AttrNumber	attnum;
+
+		if (from->attisdropped)
+			continue;
+		attnum = find_attribute(stored, NameStr(from->attname));
+		if (attnum != InvalidAttrNumber)
+			to = TupleDescAttr(stored, attnum - 1);
+		else if (request->on_schema_change != IDEM_SCHEMA_ADD_COLUMNS)
+		{
+			if (request->on_schema_change == IDEM_SCHEMA_ERROR)
+				unknown = lappend(unknown, pstrdup(NameStr(from->attname)));
+			info->ignored = lappend(info->ignored, pstrdup(NameStr(from->attname)));
+			continue;
+		}
+		column->is_generated = to &&
+			(to->attgenerated != '\0' || to->attidentity == ATTRIBUTE_IDENTITY_ALWAYS);
+		if (column->is_generated && request->mode != IDEM_MODE_UPDATE)
+		{
+			info->ignored = lappend(info->ignored, pstrdup(NameStr(from->attname)));
+			ereport(NOTICE,
+					(errmsg("staged column \"%s\" is ignored, since the target generates it",
+							NameStr(from->attname))));
+			continue;
+		}
+		column->name = pstrdup(NameStr(from->attname));
+		column->staged_attnum = from->attnum;
+		column->staged_type = from->atttypid;
+		column->staged_typmod = from->atttypmod;
+		column->staged_collation = from->attcollation;
+		column->target_attnum = attnum;
+		column->type = to ? to->atttypid : from->atttypid;
+		column->typmod = to ? to->atttypmod : from->atttypmod;
+		column->collation = to ? to->attcollation : from->attcollation;
+		if (!can_coerce_type(1, &column->staged_type, &column->type, COERCION_ASSIGNMENT))
+			ereport(ERROR,
+					(errcode(ERRCODE_DATATYPE_MISMATCH),
+					 errmsg("column \"%s\" is of type %s in target \"%s\" but staged as type %s",
+							column->name, format_type_be(column->type),
+							RelationGetRelationName(target),
+							format_type_be(column->staged_type)),
+					 errhint("Stage the column as %s, or merge from a view that casts it.",
+							 format_type_be(column->type))));
+		info->ncolumns++;
+	}
+	if (unknown != NIL)
+	{
+		const char *closest = closest_column(stored, linitial(unknown));
+
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("staging \"%s\" has columns that target \"%s\" lacks: %s",
+						RelationGetRelationName(staging), RelationGetRelationName(target),
+						quoted_list(unknown)),
+				 closest && list_length(unknown) == 1 ?
+				 errdetail("The closest column of the target is \"%s\".", closest) : 0,
+				 errhint("Rename or drop the columns, or use on_schema_change => 'ignore' or 'add_columns'.")));
+	}
+	qsort(info->columns, info->ncolumns, sizeof(IdemColumn), compare_target_order);
+	for (int i = 0; i < info->ncolumns; i++)
+		if (info->columns[i].target_attnum == 0)
+			info->added = lappend_int(info->added, i);
+}
+
+/* The attribute numbers of the key that was asked for, or of the primary key. */
+static List *
+requested_key(IdemMergeInfo *info, Relation staging, Relation target)
+{
+	List	   *attnums = NIL;
+	List	   *positions;
+	ListCell   *lc;
+
+	if (info->request->key_cols != NIL)
+		positions = resolve_names(info, staging, target, "key_cols", info->request->key_cols);
+	else
+	{
+		Oid			primary_key;
+		Relation	index;
+		List	   *names = NIL;
+
+		(void) RelationGetIndexList(target);
+		primary_key = target->rd_pkindex;
+		if (!OidIsValid(primary_key))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
+					 errmsg("target \"%s\" has no primary key, and \"key_cols\" is null",
+							RelationGetRelationName(target)),
+					 errhint("Name the key's columns in \"key_cols\"; the target needs a unique index on exactly these.")));
+		index = index_open(primary_key, AccessShareLock);
+		for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+			names = lappend(names, pstrdup(NameStr(TupleDescAttr(RelationGetDescr(target),
+																 index->rd_index->indkey.values[i] - 1)->attname)));
+		index_close(index, AccessShareLock);
+		positions = resolve_names(info, staging, target, "key_cols", names);
+	}
+	foreach(lc, positions)
+		attnums = lappend_int(attnums, info->columns[lfirst_int(lc)].target_attnum);
+	if (list_member_int(attnums, 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("key column does not exist in target \"%s\"",
+						RelationGetRelationName(target)),
+				 errhint("Add the column and a unique index to the target first.")));
+	return attnums;
+}
+
+/* How the columns of an index relate to the wanted key. */
+typedef enum KeyMatch
+{
+	KEY_UNRELATED,
+	KEY_OVERLAPS,
+	KEY_EQUAL
+} KeyMatch;
+
+static KeyMatch
+match_key(Relation index, List *attnums)
+{
+	int			nkeys = IndexRelationGetNumberOfKeyAttributes(index);
+	int			common = 0;
+
+	for (int i = 0; i < nkeys; i++)
+		common += list_member_int(attnums, index->rd_index->indkey.values[i]);
+	if (common == nkeys && common == list_length(attnums))
+		return KEY_EQUAL;
+	return common > 0 || RelationGetIndexExpressions(index) != NIL ? KEY_OVERLAPS : KEY_UNRELATED;
+}
+
+static char *
+key_column_names(Relation rel, List *attnums)
+{
+	List	   *names = NIL;
+	ListCell   *lc;
+
+	foreach(lc, attnums)
+		names = lappend(names, NameStr(TupleDescAttr(RelationGetDescr(rel), lfirst_int(lc) - 1)->attname));
+	return quoted_list(names);
+}
+
+/*
+ * Why an index that has to do with the key cannot serve as its arbiter, or NULL
+ * if it can.
+ */
+static const char *
+rejection(Relation index, KeyMatch match)
+{
+	if (match != KEY_EQUAL)
+		return RelationGetIndexExpressions(index) != NIL ? "has expressions" :
+			"has other columns";
+	if (index->rd_index->indisexclusion || index_is_without_overlaps_compat(index))
+		return "is of an exclusion constraint";
+	if (!index->rd_index->indisunique)
+		return "is not unique";
+	if (index->rd_rel->relam != BTREE_AM_OID)
+		return "is not a btree";
+	if (RelationGetIndexPredicate(index) != NIL)
+		return "is partial";
+	if (!index->rd_index->indisvalid || !index->rd_index->indisready)
+		return "is invalid: REINDEX it";
+	if (!index->rd_index->indimmediate)
+		return "is deferrable";
+	return NULL;
+}
+
+/* Take over what the key's index says. */
+static void
+use_index(IdemMergeInfo *info, Relation index, Relation target)
+{
+	info->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
+	info->keys = palloc0(sizeof(IdemKeyColumn) * info->nkeys);
+	info->index_name = idem_relinfo_name(RelationGetRelid(index));
+	info->nulls_not_distinct = index->rd_index->indnullsnotdistinct;
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		IdemKeyColumn *key = &info->keys[i];
+		AttrNumber	attnum = index->rd_index->indkey.values[i];
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(target), attnum - 1);
+		bool		descending = (index->rd_indoption[i] & INDOPTION_DESC) != 0;
+		Oid			opfamily = index->rd_opfamily[i];
+		Datum		classes;
+		bool		isnull;
+
+		key->column = find_column(info, NameStr(att->attname));
+		info->columns[key->column].is_key = true;
+		key->opcintype = index->rd_opcintype[i];
+		key->collation = index->rd_indcollation[i];
+		key->equal_operator = get_opfamily_member(opfamily, key->opcintype, key->opcintype,
+												  BTEqualStrategyNumber);
+		key->sort_operator = get_opfamily_member(opfamily, key->opcintype, key->opcintype,
+												 descending ? BTGreaterStrategyNumber :
+												 BTLessStrategyNumber);
+		key->nulls_first = (index->rd_indoption[i] & INDOPTION_NULLS_FIRST) != 0;
+		key->nullable = !att->attnotnull;
+		classes = SysCacheGetAttr(INDEXRELID, index->rd_indextuple,
+								  Anum_pg_index_indclass, &isnull);
+		key->opclass = ((oidvector *) DatumGetPointer(classes))->values[i];
+	}
+}
+
+/* Find the unique index that decides what the key is. */
+static void
+find_key_index(IdemMergeInfo *info, Relation staging, Relation target)
+{
+	List	   *attnums = requested_key(info, staging, target);
+	List	   *indexes = RelationGetIndexList(target);
+	Oid			chosen = InvalidOid;
+	bool		chosen_is_primary = false;
+	char	   *deferrable = NULL;
+	char	   *exclusion = NULL;
+	StringInfoData rejected;
+	ListCell   *lc;
+
+	initStringInfo(&rejected);
+	foreach(lc, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+		KeyMatch	match = match_key(index, attnums);
+		const char *reason = rejection(index, match);
+
+		if (match != KEY_UNRELATED && reason == NULL)
+		{
+			/* Of several, the primary key, else the oldest: the same each time. */
+			if (!OidIsValid(chosen) || index->rd_index->indisprimary ||
+				(!chosen_is_primary && lfirst_oid(lc) < chosen))
+			{
+				chosen = lfirst_oid(lc);
+				chosen_is_primary = index->rd_index->indisprimary;
+			}
+		}
+		else if (match != KEY_UNRELATED && (index->rd_index->indisunique || match == KEY_EQUAL))
+		{
+			appendStringInfo(&rejected, "%sIndex \"%s\" %s.", rejected.len > 0 ? " " : "",
+							 RelationGetRelationName(index), reason);
+			if (match == KEY_EQUAL && index->rd_index->indisunique &&
+				!index->rd_index->indimmediate)
+				deferrable = pstrdup(RelationGetRelationName(index));
+			if (match == KEY_EQUAL && index->rd_index->indisexclusion)
+				exclusion = pstrdup(RelationGetRelationName(index));
+		}
+		index_close(index, NoLock);
+	}
+	if (deferrable)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("deferrable unique constraint \"%s\" on the key (%s) of \"%s\" cannot decide what to update",
+						deferrable, key_column_names(target, attnums),
+						RelationGetRelationName(target)),
+				 OidIsValid(chosen) ?
+				 errdetail("There is an immediate unique index on the same columns too, but INSERT ... ON CONFLICT cannot tell them apart.") :
+				 errdetail("Its uniqueness may be checked only at commit."),
+				 errhint("Make the constraint NOT DEFERRABLE, or drop it in favor of a unique index.")));
+	if (!OidIsValid(chosen) && exclusion)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("exclusion constraint \"%s\" cannot be the key of \"%s\"",
+						exclusion, RelationGetRelationName(target)),
+				 errdetail("It has no notion of one row that is equal to a staged one."),
+				 errhint("Create a unique index on columns that identify a row.")));
+	if (!OidIsValid(chosen))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
+				 errmsg("there is no unique index on the key (%s) of target \"%s\"",
+						key_column_names(target, attnums), RelationGetRelationName(target)),
+				 rejected.len > 0 ? errdetail("%s", rejected.data) : 0,
+				 errhint("Run: CREATE UNIQUE INDEX ON %s (%s);", info->target_name,
+						 key_column_names(target, attnums))));
+	else
+	{
+		Relation	index = index_open(chosen, AccessShareLock);
+
+		use_index(info, index, target);
+		index_close(index, NoLock);
+	}
+}
+
+/* Find out how the version columns compare. */
+static void
+use_versions(IdemMergeInfo *info, List *positions)
+{
+	ListCell   *lc;
+
+	info->nversions = list_length(positions);
+	info->versions = palloc0(sizeof(IdemVersionColumn) * Max(info->nversions, 1));
+	foreach(lc, positions)
+	{
+		IdemVersionColumn *version = &info->versions[foreach_current_index(lc)];
+		IdemColumn *column = &info->columns[lfirst_int(lc)];
+		TypeCacheEntry *typcache = lookup_type_cache(column->type,
+													 TYPECACHE_GT_OPR | TYPECACHE_CMP_PROC);
+
+		if (!OidIsValid(typcache->gt_opr) || !OidIsValid(typcache->cmp_proc))
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_FUNCTION),
+					 errmsg("version column \"%s\" is of type %s, which has no order",
+							column->name, format_type_be(column->type)),
+					 errhint("Use a column of a type that can be sorted, such as a timestamp or a number.")));
+		if (column->is_key)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("key column \"%s\" cannot be in \"version_cols\"", column->name),
+					 errhint("A version orders the states of one key; all states of a key have the same key.")));
+		column->is_version = true;
+		version->column = lfirst_int(lc);
+		version->greater_operator = typcache->gt_opr;
+		version->compare_function = typcache->cmp_proc;
+		version->collation = column->collation;
+	}
+}
+
+/* Decide for each column whether it is set and compared on a match. */
+static void
+use_column_lists(IdemMergeInfo *info, Relation staging, Relation target)
+{
+	const IdemRequest *request = info->request;
+	List	   *audit = resolve_names(info, staging, target, "audit_cols", request->audit_cols);
+	List	   *update = resolve_names(info, staging, target, "update_cols", request->update_cols);
+	List	   *exclude = resolve_names(info, staging, target, "exclude_cols", request->exclude_cols);
+
+	for (int i = 0; i < info->ncolumns; i++)
+	{
+		IdemColumn *column = &info->columns[i];
+		bool		updates = list_member_int(update, i);
+		bool		excludes = list_member_int(exclude, i);
+
+		column->is_audit = list_member_int(audit, i);
+		if (column->is_key && (column->is_audit || updates))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("key column \"%s\" cannot be in \"%s\"", column->name,
+							updates ? "update_cols" : "audit_cols"),
+					 errhint("Key columns identify a row and are never changed.")));
+		if (column->is_version && (column->is_audit || excludes))
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("version column \"%s\" cannot be in \"%s\"", column->name,
+							excludes ? "exclude_cols" : "audit_cols"),
+					 errhint("The version is always stored with the row that it belongs to.")));
+		if (updates && excludes)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("column \"%s\" is in both \"update_cols\" and \"exclude_cols\"",
+							column->name),
+					 errhint("Use one of the two lists.")));
+		column->is_set = !column->is_key && !column->is_generated && !excludes &&
+			(!request->has_update_cols || updates || column->is_version || column->is_audit) &&
+			request->mode != IDEM_MODE_INSERT;
+		column->is_compared = column->is_set && !column->is_audit;
+		info->sets_anything |= column->is_compared;
+		info->keeps_stored |= request->mode == IDEM_MODE_UPSERT &&
+			!column->is_key && !column->is_set;
+	}
+}
+
+/* List the columns of the target that staging does not give. */
+static void
+find_lacking_columns(IdemMergeInfo *info, Relation target)
+{
+	TupleDesc	stored = RelationGetDescr(target);
+
+	info->lacking = palloc0(sizeof(IdemLackingColumn) * Max(stored->natts, 1));
+	for (int i = 0; i < stored->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(stored, i);
+		IdemLackingColumn *lacking = &info->lacking[info->nlacking];
+
+		if (att->attisdropped || att->attgenerated != '\0' ||
+			find_column(info, NameStr(att->attname)) >= 0)
+			continue;
+
+		/*
+		 * As plain SQL would, leave out what the caller may not read or write;
+		 * the row then is proposed with the default.
+		 */
+		if (!idem_security_may(RelationGetRelid(target), att->attnum, ACL_SELECT) ||
+			!idem_security_may(RelationGetRelid(target), att->attnum, ACL_INSERT))
+			continue;
+		lacking->name = pstrdup(NameStr(att->attname));
+		lacking->attnum = att->attnum;
+		lacking->type = att->atttypid;
+		lacking->has_default = att->atthasdef || att->attidentity != '\0' ||
+			get_typdefault(att->atttypid) != NULL;
+		if (att->attidentity == ATTRIBUTE_IDENTITY_ALWAYS)
+			info->overrides_identity = true;
+		info->keeps_stored = true;
+		info->nlacking++;
+	}
+}
+
+static int
+compare_strings(const ListCell *a, const ListCell *b)
+{
+	return strcmp(lfirst(a), lfirst(b));
+}
+
+/* Append "name": ["a", "b"] to a JSON object. */
+static void
+append_json_list(StringInfo json, const char *name, List *names)
+{
+	ListCell   *lc;
+
+	appendStringInfo(json, "%s\"%s\": [", json->len > 1 ? ", " : "", name);
+	foreach(lc, names)
+	{
+		if (foreach_current_index(lc) > 0)
+			appendStringInfoString(json, ", ");
+		escape_json(json, lfirst(lc));
+	}
+	appendStringInfoChar(json, ']');
+}
+
+static void
+append_json_string(StringInfo json, const char *name, const char *value)
+{
+	appendStringInfo(json, "%s\"%s\": \"%s\"", json->len > 1 ? ", " : "", name, value);
+}
+
+/* The options that decide the result, in one spelling. */
+static void
+write_options(IdemMergeInfo *info)
+{
+	const IdemRequest *request = info->request;
+	StringInfoData json;
+	List	   *names = NIL;
+
+	initStringInfo(&json);
+	appendStringInfoChar(&json, '{');
+	for (int i = 0; i < info->nkeys; i++)
+		names = lappend(names, info->columns[info->keys[i].column].name);
+	append_json_list(&json, "key", names);
+	if (request->version_cols != NIL)
+		append_json_list(&json, "version", request->version_cols);
+	names = list_copy(request->audit_cols);
+	list_sort(names, compare_strings);
+	if (names != NIL)
+		append_json_list(&json, "audit", names);
+	names = list_copy(request->update_cols);
+	list_sort(names, compare_strings);
+	if (request->has_update_cols)
+		append_json_list(&json, "update", names);
+	names = list_copy(request->exclude_cols);
+	list_sort(names, compare_strings);
+	if (names != NIL)
+		append_json_list(&json, "exclude", names);
+	if (request->mode != IDEM_MODE_UPSERT)
+		append_json_string(&json, "mode", request->mode == IDEM_MODE_INSERT ? "insert" : "update");
+	if (info->on_duplicate != (info->nversions > 0 ? IDEM_DUPLICATE_LATEST : IDEM_DUPLICATE_ERROR))
+		append_json_string(&json, "on_duplicate",
+						   info->on_duplicate == IDEM_DUPLICATE_ERROR ? "error" :
+						   info->on_duplicate == IDEM_DUPLICATE_LATEST ? "latest" : "any");
+	if (request->on_stale != IDEM_STALE_SKIP)
+		append_json_string(&json, "on_stale",
+						   request->on_stale == IDEM_STALE_ERROR ? "error" : "apply");
+	appendStringInfoChar(&json, '}');
+	info->options = json.data;
+}
+
+/*
+ * Merges commute (I4) if each key keeps its greatest version whatever the
+ * order, and both mean the same columns by that: the turn class stands for the
+ * columns and the options.
+ */
+static void
+classify_turn(IdemMergeInfo *info)
+{
+	const IdemRequest *request = info->request;
+	List	   *names = NIL;
+
+	info->commutes = info->nversions > 0 && request->mode == IDEM_MODE_UPSERT &&
+		request->on_stale == IDEM_STALE_SKIP && !request->has_update_cols &&
+		request->exclude_cols == NIL;
+	for (int i = 0; i < info->ncolumns; i++)
+		names = lappend(names, info->columns[i].name);
+	info->turn_class = (int32) (idem_rowhash_number(psprintf("%s %s", quoted_list(names),
+															 info->options)) & 0x7fffffff);
+}
+
+/*
+ * Work out what a merge means. The caller holds locks on both relations, and an
+ * SPI connection. The result lives in the current memory context and is good
+ * for as long as the locks are held.
+ */
+IdemMergeInfo *
+idem_relinfo_resolve(const IdemRequest *request)
+{
+	IdemMergeInfo *info = palloc0(sizeof(IdemMergeInfo));
+	Relation	staging;
+	Relation	target;
+
+	idem_relinfo_check_staging(request->staging);
+	staging = table_open(request->staging, NoLock);
+	target = relation_open(request->target, NoLock);
+	check_target_kind(target, request->staging);
+
+	info->request = request;
+	info->staging = request->staging;
+	info->target = request->target;
+	info->staging_kind = staging->rd_rel->relkind;
+	info->target_kind = target->rd_rel->relkind;
+	info->staging_name = idem_relinfo_name(request->staging);
+	info->target_name = idem_relinfo_name(request->target);
+	info->target_type = target->rd_rel->reltype;
+	info->on_duplicate = request->on_duplicate;
+	if (info->on_duplicate == IDEM_DUPLICATE_DEFAULT)
+		info->on_duplicate = request->version_cols != NIL ?
+			IDEM_DUPLICATE_LATEST : IDEM_DUPLICATE_ERROR;
+
+	pair_columns(info, staging, target);
+	find_key_index(info, staging, target);
+	use_versions(info, resolve_names(info, staging, target, "version_cols",
+									 request->version_cols));
+	use_column_lists(info, staging, target);
+	if (request->mode == IDEM_MODE_UPSERT)
+		find_lacking_columns(info, target);
+	info->has_row_triggers = target->trigdesc &&
+		(target->trigdesc->trig_insert_before_row || target->trigdesc->trig_update_before_row);
+	if (request->mode != IDEM_MODE_INSERT && info->sets_anything)
+		CheckCmdReplicaIdentity(target, CMD_UPDATE);
+	write_options(info);
+	classify_turn(info);
+
+	table_close(staging, NoLock);
+	relation_close(target, NoLock);
+	return info;
+}
+
+/*
+ * Require what the generated statement needs: the caller gets the executor's
+ * error before the batch is claimed, and for a replay, which runs no statement.
+ */
+void
+idem_relinfo_require_privileges(const IdemMergeInfo *info)
+{
+	IdemMode	mode = info->request->mode;
+
+	idem_security_require_visible(info->staging);
+	idem_security_require_visible(info->target);
+	for (int i = 0; i < info->ncolumns; i++)
+	{
+		IdemColumn *column = &info->columns[i];
+
+		idem_security_require(info->staging, column->staged_attnum, ACL_SELECT);
+		if (column->target_attnum == 0)
+			continue;			/* ALTER TABLE asks for ownership */
+		if (mode != IDEM_MODE_UPDATE)
+			idem_security_require(info->target, column->target_attnum, ACL_INSERT);
+		if (column->is_set)
+			idem_security_require(info->target, column->target_attnum, ACL_UPDATE);
+		if (column->is_key || column->is_compared)
+			idem_security_require(info->target, column->target_attnum, ACL_SELECT);
+	}
+}
+
+/* Warn of what is allowed and yet often a mistake. */
+void
+idem_relinfo_report(const IdemMergeInfo *info)
+{
+	for (int i = 0; i < info->ncolumns; i++)
+	{
+		Oid			from = getBaseType(info->columns[i].staged_type);
+
+		if ((from == TIMESTAMPOID || from == DATEOID) &&
+			getBaseType(info->columns[i].type) == TIMESTAMPTZOID)
+			ereport(WARNING,
+					(errmsg("column \"%s\" is staged as %s and stored as timestamp with time zone",
+							info->columns[i].name, format_type_be(from)),
+					 errdetail("The result depends on the setting TimeZone of each session."),
+					 errhint("Stage the column as timestamp with time zone.")));
+	}
+	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		ereport(WARNING,
+				(errmsg("session_replication_role is replica"),
+				 errdetail("Foreign keys are not checked and ordinary triggers do not fire.")));
+}
+
+/*
+ * The names of a relation's columns: those given, which must exist (or, with
+ * missing_ok, NIL is returned if one does not), or all.
+ */
+List *
+idem_relinfo_columns(Oid relid, List *names, bool missing_ok)
+{
+	Relation	rel = table_open(relid, NoLock);
+	TupleDesc	tupdesc = RelationGetDescr(rel);
+	List	   *result = NIL;
+	ListCell   *lc;
+
+	if (names == NIL)
+		for (int i = 0; i < tupdesc->natts; i++)
+			if (!TupleDescAttr(tupdesc, i)->attisdropped)
+				result = lappend(result, pstrdup(NameStr(TupleDescAttr(tupdesc, i)->attname)));
+	foreach(lc, names)
+	{
+		char	   *name = lfirst(lc);
+
+		if (find_attribute(tupdesc, name) == InvalidAttrNumber)
+		{
+			const char *closest = closest_column(tupdesc, name);
+
+			if (missing_ok)
+			{
+				result = NIL;
+				break;
+			}
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of \"%s\" does not exist", name,
+							RelationGetRelationName(rel)),
+					 closest ? errhint("Perhaps you meant the column \"%s\".", closest) :
+					 errhint("Name columns of the relation.")));
+		}
+		if (list_has_name(result, name))
+			ereport(ERROR,
+					(errcode(ERRCODE_DUPLICATE_COLUMN),
+					 errmsg("column \"%s\" appears more than once", name),
+					 errhint("Name each column once.")));
+		result = lappend(result, name);
+	}
+	table_close(rel, NoLock);
+	return result;
+}
+
+/* The types of columns that idem_relinfo_columns() found. */
+void
+idem_relinfo_column_types(Oid relid, List *names, Oid *types)
+{
+	ListCell   *lc;
+
+	foreach(lc, names)
+	{
+		AttrNumber	attnum = get_attnum(relid, lfirst(lc));
+
+		types[foreach_current_index(lc)] = get_atttype(relid, attnum);
+	}
+}
+
+/*
+ * Has the current transaction deleted rows from the target or truncated it?
+ * Taken from the counts that the transaction keeps for the statistics; without
+ * track_counts only new storage tells.
+ */
+bool
+idem_relinfo_lost_rows(Oid target)
+{
+	ListCell   *lc;
+	bool		lost = false;
+
+	foreach(lc, find_all_inheritors(target, AccessShareLock, NULL))
+	{
+		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
+
+		if (rel->pgstat_info)
+		{
+			PgStat_TableXactStatus *level;
+
+			for (level = rel->pgstat_info->trans; level; level = level->upper)
+				lost |= level->truncdropped || level->tuples_deleted > 0;
+		}
+		else if (rel->rd_createSubid == InvalidSubTransactionId &&
+				 RELKIND_HAS_STORAGE(rel->rd_rel->relkind))
+			lost |= IDEM_RELATION_HAS_NEW_STORAGE(rel);
+		relation_close(rel, NoLock);
+	}
+	return lost;
+}
+
+/* Has the target, with all its parts, no blocks at all? */
+bool
+idem_relinfo_is_empty(Oid target)
+{
+	ListCell   *lc;
+	bool		empty = true;
+
+	foreach(lc, find_all_inheritors(target, AccessShareLock, NULL))
+	{
+		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
+
+		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
+			empty &= RelationGetNumberOfBlocks(rel) == 0;
+		else if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+			empty = false;		/* cannot be told without asking */
+		relation_close(rel, NoLock);
+	}
+	return empty;
+}

@@ -1,0 +1,978 @@
+/*-------------------------------------------------------------------------
+ *
+ * rowfuncs.c
+ *	  The functions that the generated statement calls for each row.
+ *
+ * They filter, compare and count; sqlgen.c shows where each of them stands. The
+ * first argument is a random handle, by which they find the run that they work
+ * for: whoever calls them from elsewhere does not know it.
+ *
+ * The fate of a proposed row is known once the next one is proposed, or the
+ * statement has ended:
+ *
+ *		guard called		RETURNING reached		fate
+ *		no					yes						inserted
+ *		no					no						a BEFORE trigger skipped it, or
+ *													DO NOTHING found it stored
+ *		said yes			yes						updated
+ *		said yes			no						a BEFORE trigger skipped it
+ *		said no				no						unchanged or stale after all
+ *
+ * Faults of the batch (duplicate keys, NULL keys, stale rows where these are an
+ * error) do not end the statement at once: no more rows are let through, the
+ * rest of the batch is looked at, and the error at the end says all of it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include <math.h>
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "nodes/supportnodes.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
+#include "rewrite/rewriteHandler.h"
+#include "utils/builtins.h"
+#include "utils/date.h"
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/timestamp.h"
+#include "utils/typcache.h"
+
+#include "idempotent_ingest.h"
+#include "rowfuncs.h"
+#include "rowhash.h"
+#include "sqlgen.h"
+
+PG_FUNCTION_INFO_V1(idem_row_support);
+PG_FUNCTION_INFO_V1(idem_row_staged);
+PG_FUNCTION_INFO_V1(idem_row_distinct);
+PG_FUNCTION_INFO_V1(idem_row_classify);
+PG_FUNCTION_INFO_V1(idem_row_propose);
+PG_FUNCTION_INFO_V1(idem_row_guard);
+PG_FUNCTION_INFO_V1(idem_row_applied);
+PG_FUNCTION_INFO_V1(idem_column_default);
+PG_FUNCTION_INFO_V1(idem_assign);
+PG_FUNCTION_INFO_V1(idem_image);
+
+/* Longer values are cut where an error names keys. */
+#define MAX_SHOWN_VALUE 64
+
+/* A copy of a row that outlives the row. */
+typedef struct SavedRow
+{
+	bool		valid;
+	Datum	   *values;
+	bool	   *nulls;
+	char	   *data;			/* the by-reference values */
+	Size		size;
+} SavedRow;
+
+typedef enum RowComparison
+{
+	ROW_CHANGED,
+	ROW_UNCHANGED,
+	ROW_STALE
+} RowComparison;
+
+/* A version column among the compared ones. */
+typedef struct VersionComparison
+{
+	int			pair;			/* position among the compared columns */
+	int			column;			/* position among all columns */
+	Oid			type;
+	Oid			collation;
+	FmgrInfo	compare;
+} VersionComparison;
+
+struct IdemRun
+{
+	int64		handle;
+	IdemRun    *outer;			/* the run that was active before */
+	IdemRunKind kind;
+	const IdemMergeInfo *info;	/* NULL in a scan */
+	MemoryContext context;
+
+	int			ncolumns;
+	Oid		   *types;
+	bool		wide;			/* rows come as records */
+	Datum	   *values;			/* room for a deformed record */
+	bool	   *nulls;
+	IdemFingerprint *fingerprint;
+	IdemCounts	counts;
+	bool		failed;			/* let no more rows through */
+
+	/* keys */
+	int			nkeys;
+	int		   *key_columns;
+	FmgrInfo   *key_equal;
+	Oid		   *key_collations;
+	int64		null_keys;
+	char	   *null_column;
+
+	/* idem_row_distinct */
+	IdemImageType **images;		/* of the columns, in the target's types */
+	SavedRow	first;			/* first row of the current key */
+	bool		key_conflicts;
+	int64		conflicting_keys;
+	StringInfoData shown_keys;
+	int64		endless_versions;	/* NaN and infinity */
+
+	/* idem_row_classify and idem_row_guard */
+	int			npairs;
+	IdemImageType **pair_images;
+	bool		wide_pairs;
+	Datum	   *stored_values;
+	bool	   *stored_nulls;
+	int			nversions;
+	VersionComparison *versions;
+	FmgrInfo   *classify_call;	/* of the plan proper, not of a recheck */
+	int64		stale_errors;
+
+	/* idem_row_propose and idem_row_applied */
+	struct
+	{
+		bool		active;
+		bool		matched;
+		bool		guarded;
+		RowComparison comparison;
+		bool		returned;
+	}			row;
+	SavedRow	proposed_key;
+	int64		changed_keys;	/* by a BEFORE trigger */
+	bool		revived;		/* a matched row was inserted: deleted meanwhile */
+
+	/* idem_column_default */
+	EState	   *estate;
+	ExprState **defaults;		/* by position in info->lacking */
+};
+
+/* The innermost running merge of this session. */
+static IdemRun *active_run = NULL;
+
+static void
+init_saved_row(SavedRow *saved, int ncolumns)
+{
+	saved->values = palloc0(sizeof(Datum) * Max(ncolumns, 1));
+	saved->nulls = palloc0(sizeof(bool) * Max(ncolumns, 1));
+}
+
+/* Copy a row; images are those of its columns. */
+static void
+save_row(IdemRun *run, SavedRow *saved, int ncolumns, const Datum *values, const bool *nulls,
+		 IdemImageType **images)
+{
+	Size		needed = 0;
+	char	   *next;
+
+	for (int i = 0; i < ncolumns; i++)
+	{
+		saved->nulls[i] = nulls[i];
+		saved->values[i] = values[i];
+		if (!nulls[i] && !idem_rowhash_is_byval(images[i]))
+			needed += MAXALIGN(datumGetSize(values[i], false, idem_rowhash_typlen(images[i])));
+	}
+	if (needed > saved->size)
+	{
+		if (saved->data)
+			pfree(saved->data);
+		saved->size = needed * 2;
+		saved->data = MemoryContextAllocHuge(run->context, saved->size);
+	}
+	next = saved->data;
+	for (int i = 0; i < ncolumns; i++)
+		if (!nulls[i] && !idem_rowhash_is_byval(images[i]))
+		{
+			Size		size = datumGetSize(values[i], false, idem_rowhash_typlen(images[i]));
+
+			memcpy(next, DatumGetPointer(values[i]), size);
+			saved->values[i] = PointerGetDatum(next);
+			next += MAXALIGN(size);
+		}
+	saved->valid = true;
+}
+
+/*
+ * Begin a run and make it the active one. The columns are those that
+ * idem_row_staged gets, in that order. It lives in a context below the current
+ * one; idem_rowfuncs_end() must be called, also after an error.
+ */
+IdemRun *
+idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
+					int ncolumns, char **names, Oid *types)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "idem_merge run",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	IdemRun    *run = palloc0(sizeof(IdemRun));
+	bool	   *covered = NULL;
+
+	if (!pg_strong_random(&run->handle, sizeof(run->handle)))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not generate random values")));
+	run->kind = kind;
+	run->info = info;
+	run->context = context;
+	run->ncolumns = ncolumns;
+	run->types = types;
+	run->wide = ncolumns > IDEM_MAX_SEPARATE_ARGS;
+	run->values = palloc(sizeof(Datum) * Max(ncolumns, 1));
+	run->nulls = palloc(sizeof(bool) * Max(ncolumns, 1));
+	initStringInfo(&run->shown_keys);
+
+	if (info)
+	{
+		covered = palloc(sizeof(bool) * ncolumns);
+		run->images = palloc(sizeof(IdemImageType *) * ncolumns);
+		run->pair_images = palloc(sizeof(IdemImageType *) * ncolumns);
+		run->versions = palloc0(sizeof(VersionComparison) * Max(info->nversions, 1));
+		for (int i = 0; i < ncolumns; i++)
+		{
+			covered[i] = !info->columns[i].is_audit;
+			run->images[i] = idem_rowhash_type(info->columns[i].type);
+			if (!info->columns[i].is_compared)
+				continue;
+			for (int v = 0; v < info->nversions; v++)
+				if (info->versions[v].column == i)
+					run->versions[v].pair = run->npairs;
+			run->pair_images[run->npairs++] = run->images[i];
+		}
+		run->wide_pairs = run->npairs * 2 > IDEM_MAX_SEPARATE_ARGS;
+		run->stored_values = palloc(sizeof(Datum) * Max(run->npairs, 1));
+		run->stored_nulls = palloc(sizeof(bool) * Max(run->npairs, 1));
+		run->nversions = info->nversions;
+		for (int v = 0; v < info->nversions; v++)
+		{
+			run->versions[v].column = info->versions[v].column;
+			run->versions[v].type = getBaseType(info->columns[info->versions[v].column].type);
+			run->versions[v].collation = info->versions[v].collation;
+			fmgr_info(info->versions[v].compare_function, &run->versions[v].compare);
+		}
+		run->nkeys = info->nkeys;
+		run->key_columns = palloc(sizeof(int) * info->nkeys);
+		run->key_equal = palloc(sizeof(FmgrInfo) * info->nkeys);
+		run->key_collations = palloc(sizeof(Oid) * info->nkeys);
+		for (int i = 0; i < info->nkeys; i++)
+		{
+			run->key_columns[i] = info->keys[i].column;
+			run->key_collations[i] = info->keys[i].collation;
+			fmgr_info(get_opcode(info->keys[i].equal_operator), &run->key_equal[i]);
+		}
+		init_saved_row(&run->first, ncolumns);
+		init_saved_row(&run->proposed_key, info->nkeys);
+		run->defaults = palloc0(sizeof(ExprState *) * Max(info->nlacking, 1));
+	}
+	run->fingerprint = idem_rowhash_begin(ncolumns, names, types, covered);
+
+	run->outer = active_run;
+	active_run = run;
+	MemoryContextSwitchTo(old_context);
+	return run;
+}
+
+/* End a run, whether it succeeded or not, and free it. */
+void
+idem_rowfuncs_end(IdemRun *run)
+{
+	active_run = run->outer;
+	MemoryContextDelete(run->context);
+}
+
+/* What $1 of the run's statement must be. */
+int64
+idem_rowfuncs_handle(const IdemRun *run)
+{
+	return run->handle;
+}
+
+/* The run that a function was called for. */
+static IdemRun *
+find_run(FunctionCallInfo fcinfo)
+{
+	IdemRun    *run = active_run;
+
+	if (PG_ARGISNULL(0))
+		run = NULL;
+	while (run && run->handle != PG_GETARG_INT64(0))
+		run = run->outer;
+	if (run == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("function was not called by a running merge"),
+				 errhint("Call idem_merge(); this function is internal to it.")));
+	return run;
+}
+
+/* Take a record apart. */
+static void
+deform_record(Datum record, int ncolumns, Datum *values, bool *nulls)
+{
+	HeapTupleHeader header = DatumGetHeapTupleHeader(record);
+	TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
+												 HeapTupleHeaderGetTypMod(header));
+	HeapTupleData tuple;
+
+	if (tupdesc->natts != ncolumns)
+		elog(ERROR, "record has %d columns, expected %d", tupdesc->natts, ncolumns);
+	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = header;
+	heap_deform_tuple(&tuple, tupdesc, values, nulls);
+	ReleaseTupleDesc(tupdesc);
+}
+
+/* Put the row that a function got into run->values and run->nulls. */
+static void
+get_row(IdemRun *run, FunctionCallInfo fcinfo)
+{
+	if (run->wide)
+	{
+		deform_record(PG_GETARG_DATUM(1), run->ncolumns, run->values, run->nulls);
+		return;
+	}
+	if (PG_NARGS() != run->ncolumns + 1)
+		elog(ERROR, "got %d columns, expected %d", PG_NARGS() - 1, run->ncolumns);
+	for (int i = 0; i < run->ncolumns; i++)
+	{
+		run->values[i] = PG_GETARG_DATUM(i + 1);
+		run->nulls[i] = PG_ARGISNULL(i + 1);
+	}
+}
+
+/* Count a row whose key is NULL; true if it is. */
+static bool
+has_null_key(IdemRun *run)
+{
+	for (int i = 0; i < run->nkeys; i++)
+		if (run->nulls[run->key_columns[i]] && !run->info->nulls_not_distinct)
+		{
+			run->null_column = run->info->columns[run->key_columns[i]].name;
+			run->null_keys++;
+			run->failed = true;
+			return true;
+		}
+	return false;
+}
+
+/*
+ * The filters let pass what they are given, as far as a planner can know: the
+ * default for functions, a third, would make it underestimate each time.
+ */
+Datum
+idem_row_support(PG_FUNCTION_ARGS)
+{
+	Node	   *request = (Node *) PG_GETARG_POINTER(0);
+
+	if (!IsA(request, SupportRequestSelectivity))
+		PG_RETURN_POINTER(NULL);
+	((SupportRequestSelectivity *) request)->selectivity = 1.0;
+	PG_RETURN_POINTER(request);
+}
+
+/* A row as it was staged. */
+Datum
+idem_row_staged(PG_FUNCTION_ARGS)
+{
+	IdemRun    *run = find_run(fcinfo);
+
+	get_row(run, fcinfo);
+	run->counts.staged++;
+	idem_rowhash_add(run->fingerprint, run->values, run->nulls);
+	PG_RETURN_BOOL(run->kind != IDEM_RUN_SCAN && !has_null_key(run));
+}
+
+/* Is the current row of the same key as the saved one? */
+static bool
+same_key(IdemRun *run)
+{
+	for (int i = 0; i < run->nkeys; i++)
+	{
+		int			column = run->key_columns[i];
+
+		if (run->nulls[column] || run->first.nulls[column])
+		{
+			if (run->nulls[column] != run->first.nulls[column])
+				return false;
+		}
+		else if (!DatumGetBool(FunctionCall2Coll(&run->key_equal[i], run->key_collations[i],
+												 run->values[column],
+												 run->first.values[column])))
+			return false;
+	}
+	return true;
+}
+
+static int
+compare_version(VersionComparison *version, Datum a, bool a_null, Datum b, bool b_null)
+{
+	if (a_null || b_null)
+		return (int) b_null - (int) a_null; /* NULL is lowest */
+	return DatumGetInt32(FunctionCall2Coll(&version->compare, version->collation, a, b));
+}
+
+/* Does the current row contradict the saved one, of the same key? */
+static bool
+contradicts(IdemRun *run)
+{
+	if (run->info->on_duplicate == IDEM_DUPLICATE_ANY)
+		return false;
+	if (run->info->on_duplicate == IDEM_DUPLICATE_LATEST)
+		for (int v = 0; v < run->nversions; v++)
+		{
+			int			column = run->versions[v].column;
+
+			if (compare_version(&run->versions[v], run->values[column], run->nulls[column],
+								run->first.values[column], run->first.nulls[column]) != 0)
+				return false;	/* older: the order is by version */
+		}
+	for (int i = 0; i < run->ncolumns; i++)
+		if (!run->info->columns[i].is_audit &&
+			!idem_rowhash_equal(run->images[i], run->values[i], run->nulls[i],
+								run->first.values[i], run->first.nulls[i]))
+			return true;
+	return false;
+}
+
+/* Note a key of which the batch has different rows. */
+static void
+note_conflict(IdemRun *run)
+{
+	StringInfo	keys = &run->shown_keys;
+
+	run->failed = true;
+	if (run->key_conflicts)
+		return;
+	run->key_conflicts = true;
+	if (++run->conflicting_keys > IDEM_MAX_KEYS_SHOWN)
+		return;
+	appendStringInfoString(keys, keys->len > 0 ? ", (" : "(");
+	for (int i = 0; i < run->nkeys; i++)
+	{
+		int			column = run->key_columns[i];
+		Oid			output;
+		bool		isvarlena;
+		char	   *text;
+		int			len;
+
+		appendStringInfoString(keys, i > 0 ? ", " : "");
+		if (run->nulls[column])
+		{
+			appendStringInfoString(keys, "null");
+			continue;
+		}
+		getTypeOutputInfo(run->info->columns[column].type, &output, &isvarlena);
+		text = OidOutputFunctionCall(output, run->values[column]);
+		len = pg_mbcliplen(text, strlen(text), MAX_SHOWN_VALUE);
+		appendBinaryStringInfo(keys, text, len);
+		if (text[len] != '\0')
+			appendStringInfoString(keys, "...");
+	}
+	appendStringInfoChar(keys, ')');
+}
+
+/* NaN and infinity are above all other versions, for ever. */
+static bool
+is_endless(Oid type, Datum value)
+{
+	switch (type)
+	{
+		case FLOAT4OID:
+			return isnan(DatumGetFloat4(value)) || isinf(DatumGetFloat4(value)) > 0;
+		case FLOAT8OID:
+			return isnan(DatumGetFloat8(value)) || isinf(DatumGetFloat8(value)) > 0;
+		case NUMERICOID:
+			{
+				Numeric		number = DatumGetNumeric(value);
+
+				return numeric_is_nan(number) || numeric_is_inf(number);
+			}
+		case DATEOID:
+			return DATE_IS_NOEND(DatumGetDateADT(value));
+		case TIMESTAMPOID:
+		case TIMESTAMPTZOID:
+			return TIMESTAMP_IS_NOEND(DatumGetTimestamp(value));
+		default:
+			return false;
+	}
+}
+
+/* A row after casts, in the order of the key; the best row of a key is first. */
+Datum
+idem_row_distinct(PG_FUNCTION_ARGS)
+{
+	IdemRun    *run = find_run(fcinfo);
+
+	get_row(run, fcinfo);
+	if (has_null_key(run))		/* a cast made it NULL */
+		PG_RETURN_BOOL(false);
+	if (run->first.valid && same_key(run))
+	{
+		run->counts.duplicate++;
+		if (contradicts(run))
+			note_conflict(run);
+		PG_RETURN_BOOL(false);
+	}
+	save_row(run, &run->first, run->ncolumns, run->values, run->nulls, run->images);
+	run->key_conflicts = false;
+	for (int v = 0; v < run->nversions; v++)
+	{
+		int			column = run->versions[v].column;
+
+		if (!run->nulls[column] && is_endless(run->versions[v].type, run->values[column]))
+		{
+			run->endless_versions++;
+			break;
+		}
+	}
+	PG_RETURN_BOOL(!run->failed);
+}
+
+/* Compare a proposed row with the stored one; their columns start at argument first. */
+static RowComparison
+compare_rows(IdemRun *run, FunctionCallInfo fcinfo, int first)
+{
+	const Datum *proposed = run->values;
+	const bool *proposed_null = run->nulls;
+
+	if (run->wide_pairs)
+	{
+		deform_record(PG_GETARG_DATUM(first), run->npairs, run->values, run->nulls);
+		deform_record(PG_GETARG_DATUM(first + 1), run->npairs,
+					  run->stored_values, run->stored_nulls);
+	}
+	else
+	{
+		if (PG_NARGS() != first + 2 * run->npairs)
+			elog(ERROR, "got %d columns, expected %d", PG_NARGS() - first, 2 * run->npairs);
+		for (int i = 0; i < run->npairs; i++)
+		{
+			run->values[i] = PG_GETARG_DATUM(first + 2 * i);
+			run->nulls[i] = PG_ARGISNULL(first + 2 * i);
+			run->stored_values[i] = PG_GETARG_DATUM(first + 2 * i + 1);
+			run->stored_nulls[i] = PG_ARGISNULL(first + 2 * i + 1);
+		}
+	}
+	if (run->info->request->on_stale != IDEM_STALE_APPLY)
+		for (int v = 0; v < run->nversions; v++)
+		{
+			int			pair = run->versions[v].pair;
+			int			order = compare_version(&run->versions[v],
+												proposed[pair], proposed_null[pair],
+												run->stored_values[pair],
+												run->stored_nulls[pair]);
+
+			if (order < 0)
+				return ROW_STALE;
+			if (order > 0)
+				break;
+		}
+	for (int i = 0; i < run->npairs; i++)
+		if (!idem_rowhash_equal(run->pair_images[i], proposed[i], proposed_null[i],
+								run->stored_values[i], run->stored_nulls[i]))
+			return ROW_CHANGED;
+	return ROW_UNCHANGED;
+}
+
+/* Count a row that is left alone, as a comparison says. */
+static void
+count_left_alone(IdemRun *run, RowComparison comparison)
+{
+	if (comparison == ROW_UNCHANGED)
+		run->counts.unchanged++;
+	else
+	{
+		run->counts.stale++;
+		if (run->info->request->on_stale == IDEM_STALE_ERROR)
+		{
+			run->stale_errors++;
+			run->failed = true;
+		}
+	}
+}
+
+/*
+ * A staged row beside the stored one of its key, whose tableoid is the second
+ * argument: NULL if there is none.
+ */
+Datum
+idem_row_classify(PG_FUNCTION_ARGS)
+{
+	IdemRun    *run = find_run(fcinfo);
+	IdemMode	mode = run->info->request->mode;
+	bool		stored = !PG_ARGISNULL(1);
+	bool		recheck = false;
+	RowComparison comparison;
+
+	/*
+	 * SELECT FOR UPDATE evaluates its condition again, by another expression,
+	 * when the row has changed before it could be locked.
+	 */
+	if (mode == IDEM_MODE_UPDATE && run->kind == IDEM_RUN_APPLY)
+	{
+		if (run->classify_call == NULL)
+			run->classify_call = fcinfo->flinfo;
+		recheck = run->classify_call != fcinfo->flinfo;
+	}
+	if (!stored)
+	{
+		if (mode == IDEM_MODE_UPDATE)
+			PG_RETURN_BOOL(false);	/* skipped: what is left at the end */
+		run->counts.inserted += run->kind == IDEM_RUN_CLASSIFY;
+		PG_RETURN_BOOL(run->kind == IDEM_RUN_APPLY && !run->failed);
+	}
+	if (mode == IDEM_MODE_INSERT)
+	{
+		run->counts.skipped++;
+		PG_RETURN_BOOL(false);
+	}
+	comparison = compare_rows(run, fcinfo, 2);
+	if (comparison != ROW_CHANGED)
+	{
+		count_left_alone(run, comparison);
+		PG_RETURN_BOOL(false);
+	}
+	run->counts.updated += run->kind == IDEM_RUN_CLASSIFY;
+	PG_RETURN_BOOL(run->kind == IDEM_RUN_APPLY && (!run->failed || recheck));
+}
+
+/* Count what became of the row that was proposed last. */
+static void
+finish_row(IdemRun *run)
+{
+	if (!run->row.active)
+		return;
+	run->row.active = false;
+	if (run->row.returned && run->row.guarded)
+		run->counts.updated++;
+	else if (run->row.returned)
+	{
+		run->counts.inserted++;
+		run->revived |= run->row.matched && run->info->keeps_stored;
+	}
+	else if (run->row.guarded && run->row.comparison != ROW_CHANGED)
+		count_left_alone(run, run->row.comparison);
+	else
+		run->counts.skipped++;
+}
+
+static void
+save_proposed_key(IdemRun *run, FunctionCallInfo fcinfo)
+{
+	IdemImageType *images[INDEX_MAX_KEYS];
+	Datum		values[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
+
+	for (int i = 0; i < run->nkeys; i++)
+	{
+		images[i] = run->images[run->key_columns[i]];
+		values[i] = PG_GETARG_DATUM(i + 2);
+		nulls[i] = PG_ARGISNULL(i + 2);
+	}
+	save_row(run, &run->proposed_key, run->nkeys, values, nulls, images);
+}
+
+/* A row that INSERT takes next. */
+Datum
+idem_row_propose(PG_FUNCTION_ARGS)
+{
+	IdemRun    *run = find_run(fcinfo);
+
+	finish_row(run);
+	run->row.active = !run->failed;
+	run->row.matched = PG_GETARG_BOOL(1);
+	run->row.guarded = false;
+	run->row.returned = false;
+	if (run->info->has_row_triggers)
+		save_proposed_key(run, fcinfo);
+	PG_RETURN_BOOL(!run->failed);
+}
+
+/* The proposed row beside the latest stored one, which is locked now. */
+Datum
+idem_row_guard(PG_FUNCTION_ARGS)
+{
+	IdemRun    *run = find_run(fcinfo);
+
+	run->row.guarded = true;
+	run->row.comparison = compare_rows(run, fcinfo, 1);
+	PG_RETURN_BOOL(run->row.comparison == ROW_CHANGED);
+}
+
+/* A row that was written, by its key. */
+Datum
+idem_row_applied(PG_FUNCTION_ARGS)
+{
+	IdemRun    *run = find_run(fcinfo);
+
+	if (run->info->request->mode == IDEM_MODE_UPDATE)
+	{
+		run->counts.updated++;
+		PG_RETURN_BOOL(true);
+	}
+	run->row.returned = true;
+	if (run->info->has_row_triggers)
+		for (int i = 0; i < run->nkeys; i++)
+			if (!idem_rowhash_equal(run->images[run->key_columns[i]],
+									PG_GETARG_DATUM(i + 1), PG_ARGISNULL(i + 1),
+									run->proposed_key.values[i], run->proposed_key.nulls[i]) &&
+				!run->row.guarded)
+			{
+				run->changed_keys++;
+				break;
+			}
+	PG_RETURN_BOOL(true);
+}
+
+/* Compile the default of a column that staging lacks. */
+static ExprState *
+prepare_default(IdemRun *run, const IdemLackingColumn *lacking)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(run->context);
+	Relation	target = table_open(run->info->target, NoLock);
+	Node	   *expression = build_column_default(target, lacking->attnum);
+	ExprState  *state;
+
+	if (expression == NULL)
+		expression = (Node *) makeNullConst(lacking->type, -1, get_typcollation(lacking->type));
+	if (run->estate == NULL)
+		run->estate = CreateExecutorState();
+	state = ExecPrepareExpr((Expr *) expression, run->estate);
+	table_close(target, NoLock);
+	MemoryContextSwitchTo(old_context);
+	return state;
+}
+
+/*
+ * The default of a column: for a row that is new, and only then, as the
+ * executor would evaluate it for a column that INSERT does not name. Identity
+ * columns need no right to their sequence there, and so not here.
+ */
+Datum
+idem_column_default(PG_FUNCTION_ARGS)
+{
+	IdemRun    *run = find_run(fcinfo);
+	int16		attnum = PG_GETARG_INT16(1);
+	bool		isnull;
+	Datum		result;
+
+	for (int i = 0; i < run->info->nlacking; i++)
+	{
+		if (run->info->lacking[i].attnum != attnum)
+			continue;
+		if (run->defaults[i] == NULL)
+			run->defaults[i] = prepare_default(run, &run->info->lacking[i]);
+		/* In the caller's memory: the value lives as long as the row. */
+		result = ExecEvalExpr(run->defaults[i], GetPerTupleExprContext(run->estate), &isnull);
+		if (isnull)
+			PG_RETURN_NULL();
+		PG_RETURN_DATUM(result);
+	}
+	elog(ERROR, "column %d has no default", attnum);
+}
+
+/* A conversion that idem_assign has prepared. */
+typedef struct Assignment
+{
+	ExprState  *state;
+	ExprContext *econtext;
+} Assignment;
+
+static Assignment *
+prepare_assignment(FunctionCallInfo fcinfo)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+	Assignment *assignment = palloc(sizeof(Assignment));
+	CaseTestExpr *input = makeNode(CaseTestExpr);
+	Node	   *target = list_length(((FuncExpr *) fcinfo->flinfo->fn_expr)->args) == 2 ?
+		lsecond(((FuncExpr *) fcinfo->flinfo->fn_expr)->args) : NULL;
+	Node	   *expression;
+
+	input->typeId = get_fn_expr_argtype(fcinfo->flinfo, 0);
+	input->typeMod = -1;
+	input->collation = get_typcollation(input->typeId);
+	if (target == NULL)
+		elog(ERROR, "could not determine the type to assign to");
+	expression = coerce_to_target_type(NULL, (Node *) input, input->typeId,
+									   exprType(target), exprTypmod(target),
+									   COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
+	if (expression == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_CANNOT_COERCE),
+				 errmsg("cannot assign a value of type %s to type %s",
+						format_type_be(input->typeId), format_type_be(exprType(target)))));
+	assignment->state = ExecInitExpr(expression_planner((Expr *) expression), NULL);
+	assignment->econtext = CreateStandaloneExprContext();
+	MemoryContextSwitchTo(old_context);
+	return assignment;
+}
+
+/* Convert a value as an assignment does. */
+Datum
+idem_assign(PG_FUNCTION_ARGS)
+{
+	Assignment *assignment = fcinfo->flinfo->fn_extra;
+	bool		isnull;
+	Datum		result;
+
+	if (assignment == NULL)
+	{
+		if (fcinfo->flinfo->fn_expr == NULL || !IsA(fcinfo->flinfo->fn_expr, FuncExpr))
+			elog(ERROR, "idem_assign was not called from SQL");
+		assignment = fcinfo->flinfo->fn_extra = prepare_assignment(fcinfo);
+	}
+	assignment->econtext->caseValue_datum = PG_GETARG_DATUM(0);
+	assignment->econtext->caseValue_isNull = PG_ARGISNULL(0);
+	result = ExecEvalExpr(assignment->state, assignment->econtext, &isnull);
+	if (isnull)
+		PG_RETURN_NULL();
+	PG_RETURN_DATUM(result);
+}
+
+/* A sort key by image. */
+Datum
+idem_image(PG_FUNCTION_ARGS)
+{
+	IdemImageType **types = fcinfo->flinfo->fn_extra;
+	StringInfoData key;
+
+	initStringInfo(&key);
+	appendStringInfoSpaces(&key, VARHDRSZ);
+	if (PG_NARGS() == 1 && get_fn_expr_argtype(fcinfo->flinfo, 0) == RECORDOID &&
+		!PG_ARGISNULL(0))
+	{
+		HeapTupleHeader header = PG_GETARG_HEAPTUPLEHEADER(0);
+		TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
+													 HeapTupleHeaderGetTypMod(header));
+		int			natts = tupdesc->natts;
+		Datum	   *values = palloc(sizeof(Datum) * natts);
+		bool	   *nulls = palloc(sizeof(bool) * natts);
+
+		if (types == NULL)
+		{
+			MemoryContext old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+
+			types = palloc(sizeof(IdemImageType *) * natts);
+			for (int i = 0; i < natts; i++)
+				types[i] = idem_rowhash_type(TupleDescAttr(tupdesc, i)->atttypid);
+			fcinfo->flinfo->fn_extra = types;
+			MemoryContextSwitchTo(old_context);
+		}
+		ReleaseTupleDesc(tupdesc);
+		deform_record(PG_GETARG_DATUM(0), natts, values, nulls);
+		for (int i = 0; i < natts; i++)
+			idem_rowhash_order(types[i], values[i], nulls[i], &key);
+	}
+	else
+	{
+		if (types == NULL)
+		{
+			MemoryContext old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+
+			types = palloc(sizeof(IdemImageType *) * PG_NARGS());
+			for (int i = 0; i < PG_NARGS(); i++)
+				types[i] = idem_rowhash_type(get_fn_expr_argtype(fcinfo->flinfo, i));
+			fcinfo->flinfo->fn_extra = types;
+			MemoryContextSwitchTo(old_context);
+		}
+		for (int i = 0; i < PG_NARGS(); i++)
+			idem_rowhash_order(types[i], PG_GETARG_DATUM(i), PG_ARGISNULL(i), &key);
+	}
+	SET_VARSIZE(key.data, key.len);
+	PG_RETURN_BYTEA_P(key.data);
+}
+
+/* Report what is wrong with the batch. */
+static void
+report_faults(IdemRun *run)
+{
+	const IdemMergeInfo *info = run->info;
+
+	if (run->null_keys > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_NOT_NULL_VIOLATION),
+				 errmsg_plural("%lld staged row has null in key column \"%s\"",
+							   "%lld staged rows have null in key column \"%s\"",
+							   run->null_keys, (long long) run->null_keys, run->null_column),
+				 errdetail("A row without a key would be inserted again by every retry."),
+				 errhint("Delete these rows from staging, or give them a key; a unique index with NULLS NOT DISTINCT takes null as a key.")));
+	if (run->conflicting_keys > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_CARDINALITY_VIOLATION),
+				 errmsg_plural("staging has different rows for %lld key",
+							   "staging has different rows for %lld keys",
+							   run->conflicting_keys, (long long) run->conflicting_keys),
+				 check_enable_rls(info->staging, InvalidOid, true) == RLS_ENABLED ? 0 :
+				 errdetail("%s: %s%s.",
+						   run->conflicting_keys > 1 ? "Keys" : "Key", run->shown_keys.data,
+						   run->conflicting_keys > IDEM_MAX_KEYS_SHOWN ? " and others" : ""),
+				 info->on_duplicate == IDEM_DUPLICATE_LATEST ?
+				 errhint("Their greatest versions are equal too; add a version column that tells them apart, or use on_duplicate => 'any'.") :
+				 errhint("Keep one row for each key, or use on_duplicate => 'latest' with \"version_cols\", or 'any'.")));
+	if (run->stale_errors > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_STALE_ROW),
+				 errmsg_plural("%lld staged row is older than the stored one",
+							   "%lld staged rows are older than the stored ones",
+							   run->stale_errors, (long long) run->stale_errors),
+				 errdetail("Their version is lower, and \"on_stale\" is error."),
+				 errhint("Use on_stale => 'skip' to leave the stored rows as they are.")));
+	if (run->endless_versions > 0)
+		ereport(WARNING,
+				(errmsg_plural("%lld staged row has a version of NaN or infinity",
+							   "%lld staged rows have a version of NaN or infinity",
+							   run->endless_versions, (long long) run->endless_versions),
+				 errdetail("No later version of such a row can replace it."),
+				 errhint("Stage real versions, or null for an unknown one.")));
+	if (run->changed_keys > 0)
+		ereport(WARNING,
+				(errmsg_plural("a BEFORE trigger changed the key of %lld row",
+							   "a BEFORE trigger changed the keys of %lld rows",
+							   run->changed_keys, (long long) run->changed_keys),
+				 errdetail("The next batch with the staged key will not find the row."),
+				 errhint("Leave key columns as they are in triggers.")));
+}
+
+/*
+ * After the statement: report faults, and say what became of the rows and what
+ * the fingerprint is, palloc'd in the current memory context. False if the
+ * statement must be run again, because a matched row was deleted before it
+ * could be updated and was inserted with values of the deleted row.
+ */
+bool
+idem_rowfuncs_finish(IdemRun *run, IdemCounts *counts, char **fingerprint)
+{
+	finish_row(run);
+	if (run->info)
+	{
+		report_faults(run);
+		if (run->info->request->mode == IDEM_MODE_UPDATE)
+			run->counts.skipped = run->counts.staged - run->counts.duplicate -
+				run->counts.updated - run->counts.unchanged - run->counts.stale;
+	}
+	if (run->estate)
+		FreeExecutorState(run->estate);
+	run->estate = NULL;
+	*counts = run->counts;
+	*fingerprint = idem_rowhash_finish(run->fingerprint);
+	if (run->kind != IDEM_RUN_SCAN &&
+		counts->staged != counts->duplicate + counts->inserted + counts->updated +
+		counts->deleted + counts->unchanged + counts->stale + counts->skipped)
+		elog(ERROR, "merge lost count of its rows");
+	return !run->revived;
+}

@@ -1,0 +1,257 @@
+/*-------------------------------------------------------------------------
+ *
+ * spi_util.c
+ *	  The only way to run SQL in this extension.
+ *
+ * Every function expects a connection made by idem_spi_connect(), and reports
+ * a failure as an error. Results live in SPI's memory until the next statement
+ * or idem_spi_finish(): copy them out by idem_spi_value() or idem_spi_text(),
+ * which name the context that the copy shall live in.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/tstoreReceiver.h"
+#include "miscadmin.h"
+#include "parser/parsetree.h"
+#include "utils/builtins.h"
+#include "utils/datum.h"
+#include "utils/lsyscache.h"
+#include "utils/plancache.h"
+#include "utils/queryenvironment.h"
+#include "utils/snapmgr.h"
+
+#include "spi_util.h"
+
+/* SPI's result codes that are no failure are positive. */
+static void
+check(int result, const char *what)
+{
+	if (result < 0)
+		elog(ERROR, "%s failed: %s", what, SPI_result_code_string(result));
+}
+
+/* Append an argument. */
+void
+idem_spi_arg(IdemSpiArgs *args, Oid type, Datum value, bool isnull)
+{
+	Assert(args->count < IDEM_SPI_MAX_ARGS);
+	args->types[args->count] = type;
+	args->values[args->count] = value;
+	args->nulls[args->count] = isnull ? 'n' : ' ';
+	args->count++;
+}
+
+/* Append an argument of type text; NULL is NULL. */
+void
+idem_spi_arg_text(IdemSpiArgs *args, const char *value)
+{
+	idem_spi_arg(args, TEXTOID,
+				 value ? CStringGetTextDatum(value) : (Datum) 0, value == NULL);
+}
+
+void
+idem_spi_connect(void)
+{
+	check(SPI_connect(), "SPI_connect");
+}
+
+void
+idem_spi_finish(void)
+{
+	check(SPI_finish(), "SPI_finish");
+}
+
+/*
+ * Parse and analyze a statement. With keep, the plan outlives the connection
+ * until idem_spi_free_plan().
+ */
+SPIPlanPtr
+idem_spi_prepare(const char *sql, int nargs, Oid *types, int cursor_options, bool keep)
+{
+	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, cursor_options);
+
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
+	if (keep)
+		check(SPI_keepplan(plan), "SPI_keepplan");
+	return plan;
+}
+
+/* False once anything that the statement depends on has changed. */
+bool
+idem_spi_plan_is_valid(SPIPlanPtr plan)
+{
+	return SPI_plan_is_valid(plan);
+}
+
+void
+idem_spi_free_plan(SPIPlanPtr plan)
+{
+	check(SPI_freeplan(plan), "SPI_freeplan");
+}
+
+/*
+ * Make sure that the statement means the relations that the caller has locked
+ * by OID: between locking and parsing, a name can come to mean another one (a
+ * schema was renamed). To be called before the plan is run and once more
+ * afterwards, since a plan that became invalid is analyzed again. InvalidOid
+ * for a relation that the statement does not use.
+ */
+void
+idem_spi_require_relations(SPIPlanPtr plan, Oid read, Oid written)
+{
+	List	   *relations = NIL;
+	bool		writes_it = true;
+	ListCell   *lc;
+
+	foreach(lc, SPI_plan_get_plan_sources(plan))
+	{
+		CachedPlanSource *source = lfirst(lc);
+		ListCell   *query_cell;
+
+		relations = list_concat_copy(relations, source->relationOids);
+		foreach(query_cell, source->query_list)
+		{
+			Query	   *query = lfirst_node(Query, query_cell);
+
+			if (query->resultRelation > 0)
+				writes_it &= rt_fetch(query->resultRelation, query->rtable)->relid == written;
+		}
+	}
+	if (!writes_it ||
+		(OidIsValid(read) && !list_member_oid(relations, read)) ||
+		(OidIsValid(written) && !list_member_oid(relations, written)))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not merge, since a name has come to mean another relation"),
+				 errdetail("A schema or a relation was renamed by a concurrent transaction."),
+				 errhint("Run the transaction again.")));
+}
+
+/*
+ * Run a plan and throw its rows away, one by one, so that memory does not grow
+ * with them. Returns how many rows were processed.
+ */
+uint64
+idem_spi_run_plan(SPIPlanPtr plan, ParamListInfo params, bool read_only)
+{
+	SPIExecuteOptions options = {0};
+
+	options.params = params;
+	options.read_only = read_only;
+	options.dest = None_Receiver;
+	check(SPI_execute_plan_extended(plan, &options), "SPI_execute_plan");
+	return SPI_processed;
+}
+
+/* Run a statement once. Returns how many rows were processed. */
+uint64
+idem_spi_execute(const char *sql, IdemSpiArgs *args, bool read_only)
+{
+	if (args)
+		check(SPI_execute_with_args(sql, args->count, args->types, args->values,
+									args->nulls, read_only, 0), "SPI_execute");
+	else
+		check(SPI_execute(sql, read_only, 0), "SPI_execute");
+	return SPI_processed;
+}
+
+/*
+ * The same for a statement that is run again and again: *plan is prepared at
+ * the first call and kept.
+ */
+uint64
+idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, IdemSpiArgs *args, bool read_only)
+{
+	if (*plan == NULL)
+		*plan = idem_spi_prepare(sql, args->count, args->types, 0, true);
+	check(SPI_execute_plan(*plan, args->values, args->nulls, read_only, 0), "SPI_execute_plan");
+	return SPI_processed;
+}
+
+/*
+ * Run a query under a snapshot of this moment, whatever the isolation level:
+ * to learn what the transaction's own snapshot does not show.
+ */
+uint64
+idem_spi_execute_latest(const char *sql, IdemSpiArgs *args)
+{
+	SPIPlanPtr	plan = idem_spi_prepare(sql, args->count, args->types, 0, false);
+
+	check(SPI_execute_snapshot(plan, args->values, args->nulls, GetLatestSnapshot(),
+							   InvalidSnapshot, true, false, 0), "SPI_execute_snapshot");
+	return SPI_processed;
+}
+
+/* A value of the last result; row and column count from 0 and 1. */
+Datum
+idem_spi_value(int row, int column, MemoryContext context, bool *isnull)
+{
+	TupleDesc	tupdesc = SPI_tuptable->tupdesc;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], tupdesc, column, isnull);
+	MemoryContext old_context;
+	int16		typlen;
+	bool		typbyval;
+
+	if (*isnull)
+		return (Datum) 0;
+	get_typlenbyval(SPI_gettypeid(tupdesc, column), &typlen, &typbyval);
+	old_context = MemoryContextSwitchTo(context);
+	value = datumCopy(value, typbyval, typlen);
+	MemoryContextSwitchTo(old_context);
+	return value;
+}
+
+/* A value of the last result in text form, NULL if it is NULL. */
+char *
+idem_spi_text(int row, int column, MemoryContext context)
+{
+	char	   *value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+
+	return value ? MemoryContextStrdup(context, value) : NULL;
+}
+
+/*
+ * Run a query on a relation into a tuplestore that lives in the current memory
+ * context, and say what its rows look like.
+ */
+Tuplestorestate *
+idem_spi_fill_tuplestore(const char *sql, Oid relid, bool read_only, TupleDesc *tupdesc)
+{
+	MemoryContext context = CurrentMemoryContext;
+	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
+	DestReceiver *dest = CreateDestReceiver(DestTuplestore);
+	SPIExecuteOptions options = {0};
+	SPIPlanPtr	plan = idem_spi_prepare(sql, 0, NULL, 0, false);
+	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+
+	idem_spi_require_relations(plan, relid, InvalidOid);
+	*tupdesc = CreateTupleDescCopy(source->resultDesc);
+	MemoryContextSwitchTo(old_context);
+	/* Detoasted: the values must outlive the snapshot that they were read by. */
+	SetTuplestoreDestReceiverParams(dest, store, context, true, NULL, NULL);
+	options.read_only = read_only;
+	options.dest = dest;
+	check(SPI_execute_plan_extended(plan, &options), "SPI_execute_plan");
+	dest->rDestroy(dest);
+	idem_spi_require_relations(plan, relid, InvalidOid);
+	return store;
+}
+
+/* Let the connection's statements read a tuplestore under a name. */
+void
+idem_spi_register(const char *name, Tuplestorestate *store, TupleDesc tupdesc)
+{
+	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
+
+	enr->md.name = pstrdup(name);
+	enr->md.tupdesc = tupdesc;
+	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
+	enr->md.enrtuples = tuplestore_tuple_count(store);
+	enr->reldata = store;
+	check(SPI_register_relation(enr), "SPI_register_relation");
+}

@@ -1,0 +1,47 @@
+/*-------------------------------------------------------------------------
+ *
+ * spi_util.h
+ *	  The only way to run SQL in this extension.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_SPI_UTIL_H
+#define IDEM_SPI_UTIL_H
+
+#include "executor/spi.h"
+#include "nodes/params.h"
+#include "utils/tuplestore.h"
+
+#define IDEM_SPI_MAX_ARGS	32
+
+/* A statement's arguments, filled with idem_spi_arg(). */
+typedef struct IdemSpiArgs
+{
+	int			count;
+	Oid			types[IDEM_SPI_MAX_ARGS];
+	Datum		values[IDEM_SPI_MAX_ARGS];
+	char		nulls[IDEM_SPI_MAX_ARGS];
+} IdemSpiArgs;
+
+extern void idem_spi_arg(IdemSpiArgs *args, Oid type, Datum value, bool isnull);
+extern void idem_spi_arg_text(IdemSpiArgs *args, const char *value);
+
+extern void idem_spi_connect(void);
+extern void idem_spi_finish(void);
+extern SPIPlanPtr idem_spi_prepare(const char *sql, int nargs, Oid *types,
+								   int cursor_options, bool keep);
+extern bool idem_spi_plan_is_valid(SPIPlanPtr plan);
+extern void idem_spi_free_plan(SPIPlanPtr plan);
+extern void idem_spi_require_relations(SPIPlanPtr plan, Oid read, Oid written);
+extern uint64 idem_spi_run_plan(SPIPlanPtr plan, ParamListInfo params, bool read_only);
+extern uint64 idem_spi_execute(const char *sql, IdemSpiArgs *args, bool read_only);
+extern uint64 idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, IdemSpiArgs *args,
+									  bool read_only);
+extern uint64 idem_spi_execute_latest(const char *sql, IdemSpiArgs *args);
+extern Datum idem_spi_value(int row, int column, MemoryContext context, bool *isnull);
+extern char *idem_spi_text(int row, int column, MemoryContext context);
+extern Tuplestorestate *idem_spi_fill_tuplestore(const char *sql, Oid relid, bool read_only,
+												 TupleDesc *tupdesc);
+extern void idem_spi_register(const char *name, Tuplestorestate *store, TupleDesc tupdesc);
+
+#endif							/* IDEM_SPI_UTIL_H */

@@ -1,0 +1,344 @@
+/*-------------------------------------------------------------------------
+ *
+ * sqlfuncs.c
+ *	  The functions that people call: arguments in, result row out.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+
+#include "idempotent_ingest.h"
+#include "ledger.h"
+#include "merge.h"
+#include "relinfo.h"
+#include "security.h"
+#include "spi_util.h"
+
+PG_MODULE_MAGIC;
+
+PG_FUNCTION_INFO_V1(idem_merge);
+PG_FUNCTION_INFO_V1(idem_explain);
+PG_FUNCTION_INFO_V1(idem_fingerprint);
+PG_FUNCTION_INFO_V1(idem_claim);
+PG_FUNCTION_INFO_V1(idem_forget);
+
+/* Refuse NULL where it has no meaning. */
+static void
+require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
+{
+	if (PG_ARGISNULL(argument))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("argument \"%s\" must not be null", name),
+				 errhint("Give a value for \"%s\", or leave the argument out if it has a default.",
+						 name)));
+}
+
+/* A name that is part of the ledger's key. */
+static char *
+get_name(FunctionCallInfo fcinfo, int argument, const char *name, bool may_be_empty)
+{
+	char	   *value = text_to_cstring(PG_GETARG_TEXT_PP(argument));
+
+	if (*value == '\0' && !may_be_empty)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be empty", name),
+				 errhint("Give a value that identifies the batch.")));
+	if (strlen(value) > IDEM_MAX_NAME_BYTES)
+		ereport(ERROR,
+				(errcode(ERRCODE_STRING_DATA_RIGHT_TRUNCATION),
+				 errmsg("argument \"%s\" is too long", name),
+				 errdetail("It has %zu bytes; at most %d are allowed.",
+						   strlen(value), IDEM_MAX_NAME_BYTES),
+				 errhint("Use a shorter value, for example a hash of the long one.")));
+	return value;
+}
+
+/* A list of column names; NIL if the argument is NULL. */
+static List *
+get_columns(FunctionCallInfo fcinfo, int argument, const char *name, bool may_be_empty)
+{
+	List	   *columns = NIL;
+	ArrayType  *array;
+	Datum	   *values;
+	bool	   *nulls;
+	int			count;
+
+	if (PG_ARGISNULL(argument))
+		return NIL;
+	array = PG_GETARG_ARRAYTYPE_P(argument);
+	if (ARR_NDIM(array) > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must be a one-dimensional array", name),
+				 errhint("Write it as '{column_a,column_b}'.")));
+	deconstruct_array(array, TEXTOID, -1, false, TYPALIGN_INT, &values, &nulls, &count);
+	if (count == 0 && !may_be_empty)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("argument \"%s\" must not be empty", name),
+				 errhint("Name at least one column, or leave the argument out.")));
+	for (int i = 0; i < count; i++)
+	{
+		char	   *column;
+
+		if (nulls[i])
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("argument \"%s\" must not contain null", name),
+					 errhint("Name columns only.")));
+		column = TextDatumGetCString(values[i]);
+		for (int j = 0; j < i; j++)
+		{
+			if (strcmp(column, list_nth(columns, j)) == 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_DUPLICATE_COLUMN),
+						 errmsg("column \"%s\" appears more than once in \"%s\"", column, name),
+						 errhint("Name each column once.")));
+		}
+		columns = lappend(columns, column);
+	}
+	return columns;
+}
+
+/* The position of a word among those that an argument allows. */
+static int
+get_word(FunctionCallInfo fcinfo, int argument, const char *name, const char *const *words)
+{
+	char	   *value = text_to_cstring(PG_GETARG_TEXT_PP(argument));
+	StringInfoData allowed;
+
+	initStringInfo(&allowed);
+	for (int i = 0; words[i]; i++)
+	{
+		if (strcmp(value, words[i]) == 0)
+			return i;
+		appendStringInfo(&allowed, "%s%s", i > 0 ? ", " : "", words[i]);
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("invalid value for argument \"%s\": \"%s\"", name, value),
+			 errhint("Allowed values: %s.", allowed.data)));
+	return 0;					/* keep compiler quiet */
+}
+
+/* The arguments that idem_merge() and idem_explain() share. */
+static void
+get_request(FunctionCallInfo fcinfo, IdemRequest *request)
+{
+	static const char *const names[] = {
+		"staging", "target", "key_cols", "batch_id", "pipeline", "version_cols",
+		"audit_cols", "update_cols", "exclude_cols", "mode", "on_duplicate", "on_stale",
+		"on_schema_change", "on_replay", "on_mismatch", "nowait", "exclusive", "dry_run",
+		"metadata"
+	};
+	static const int not_null[] = {0, 1, 4, 9, 11, 12, 13, 14, 15, 16, 17};
+	static const char *const modes[] = {"upsert", "insert", "update", NULL};
+	static const char *const duplicates[] = {"error", "latest", "any", NULL};
+	static const char *const stales[] = {"skip", "error", "apply", NULL};
+	static const char *const changes[] = {"error", "ignore", "add_columns", NULL};
+	static const char *const replays[] = {"skip", "error", "reapply", NULL};
+	static const char *const mismatches[] = {"error", "skip", "apply", NULL};
+
+	if (PG_NARGS() != lengthof(names))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("function was called with %d arguments, expected %d",
+						PG_NARGS(), (int) lengthof(names)),
+				 errhint("Run ALTER EXTENSION idempotent_ingest UPDATE.")));
+	for (int i = 0; i < lengthof(not_null); i++)
+		require_argument(fcinfo, not_null[i], names[not_null[i]]);
+
+	memset(request, 0, sizeof(*request));
+	request->staging = PG_GETARG_OID(0);
+	request->target = PG_GETARG_OID(1);
+	request->key_cols = get_columns(fcinfo, 2, names[2], false);
+	request->batch_id = PG_ARGISNULL(3) ? NULL : get_name(fcinfo, 3, names[3], false);
+	request->pipeline = get_name(fcinfo, 4, names[4], true);
+	request->version_cols = get_columns(fcinfo, 5, names[5], false);
+	request->audit_cols = get_columns(fcinfo, 6, names[6], true);
+	request->has_update_cols = !PG_ARGISNULL(7);
+	request->update_cols = get_columns(fcinfo, 7, names[7], true);
+	request->exclude_cols = get_columns(fcinfo, 8, names[8], true);
+	request->mode = get_word(fcinfo, 9, names[9], modes);
+	request->on_duplicate = PG_ARGISNULL(10) ? IDEM_DUPLICATE_DEFAULT :
+		get_word(fcinfo, 10, names[10], duplicates) + IDEM_DUPLICATE_ERROR;
+	request->on_stale = get_word(fcinfo, 11, names[11], stales);
+	request->on_schema_change = get_word(fcinfo, 12, names[12], changes);
+	request->on_replay = get_word(fcinfo, 13, names[13], replays);
+	request->on_mismatch = get_word(fcinfo, 14, names[14], mismatches);
+	request->nowait = PG_GETARG_BOOL(15);
+	request->exclusive = PG_GETARG_BOOL(16);
+	request->dry_run = PG_GETARG_BOOL(17);
+	request->metadata_null = PG_ARGISNULL(18);
+	request->metadata = PG_GETARG_DATUM(18);
+
+	if (request->on_duplicate == IDEM_DUPLICATE_LATEST && request->version_cols == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"on_duplicate\" is latest, but \"version_cols\" is null"),
+				 errhint("Name the columns that tell which row is the latest.")));
+	if (request->has_update_cols && request->exclude_cols != NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"update_cols\" and \"exclude_cols\" cannot be used together"),
+				 errhint("Use one of the two lists.")));
+}
+
+/* One sentence for logs: the counts that are not zero. */
+static char *
+summary(const IdemMergeResult *result)
+{
+	static const char *const words[] = {
+		"staged", "duplicate", "inserted", "updated", "deleted", "unchanged", "stale", "skipped"
+	};
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "%s: %lld staged", result->status, (long long) result->rows[0]);
+	for (int i = 1; i < lengthof(words); i++)
+	{
+		if (result->rows[i] != 0)
+			appendStringInfo(&buf, ", %lld %s", (long long) result->rows[i], words[i]);
+	}
+	return buf.data;
+}
+
+static Datum
+text_or_null(const char *value, bool *isnull)
+{
+	*isnull = value == NULL;
+	return value ? CStringGetTextDatum(value) : (Datum) 0;
+}
+
+static TupleDesc
+result_tupdesc(FunctionCallInfo fcinfo)
+{
+	TupleDesc	tupdesc;
+
+	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	return BlessTupleDesc(tupdesc);
+}
+
+Datum
+idem_merge(PG_FUNCTION_ARGS)
+{
+	TupleDesc	tupdesc = result_tupdesc(fcinfo);
+	IdemRequest request;
+	IdemMergeResult result;
+	Datum		values[18];
+	bool		nulls[18] = {0};
+	int			i = 0;
+
+	get_request(fcinfo, &request);
+	idem_merge_run(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &result);
+
+	values[i++] = CStringGetTextDatum(result.status);
+	values[i++] = CStringGetTextDatum(summary(&result));
+	values[i] = text_or_null(result.batch_id, &nulls[i]);
+	i++;
+	values[i++] = CStringGetTextDatum(request.pipeline);
+	values[i++] = ObjectIdGetDatum(request.target);
+	nulls[i] = result.revision == 0;
+	values[i++] = Int32GetDatum(result.revision);
+	for (int row = 0; row < lengthof(result.rows); row++)
+		values[i++] = Int64GetDatum(result.rows[row]);
+	values[i] = text_or_null(result.fingerprint, &nulls[i]);
+	i++;
+	values[i] = text_or_null(result.engine, &nulls[i]);
+	i++;
+	nulls[i] = result.applied_at_null;
+	values[i++] = TimestampTzGetDatum(result.applied_at);
+	nulls[i] = result.elapsed_null;
+	values[i++] = IntervalPGetDatum(&result.elapsed);
+	Assert(i == lengthof(values));
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
+}
+
+Datum
+idem_explain(PG_FUNCTION_ARGS)
+{
+	TupleDesc	tupdesc = result_tupdesc(fcinfo);
+	IdemRequest request;
+	IdemExplanation explanation;
+	Datum		values[4];
+	bool		nulls[4] = {0};
+
+	get_request(fcinfo, &request);
+	idem_merge_explain(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &explanation);
+	values[0] = CStringGetTextDatum(explanation.engine);
+	values[1] = CStringGetTextDatum(explanation.reason);
+	values[2] = CStringGetTextDatum(explanation.locks);
+	values[3] = CStringGetTextDatum(explanation.statement);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
+}
+
+Datum
+idem_fingerprint(PG_FUNCTION_ARGS)
+{
+	require_argument(fcinfo, 0, "staging");
+	PG_RETURN_TEXT_P(cstring_to_text(idem_merge_fingerprint(idem_ledger_open(fcinfo->flinfo->fn_oid),
+															PG_GETARG_OID(0),
+															get_columns(fcinfo, 1, "columns", false))));
+}
+
+Datum
+idem_claim(PG_FUNCTION_ARGS)
+{
+	require_argument(fcinfo, 0, "batch_id");
+	require_argument(fcinfo, 2, "pipeline");
+	PG_RETURN_BOOL(idem_merge_claim(idem_ledger_open(fcinfo->flinfo->fn_oid),
+									PG_ARGISNULL(1) ? InvalidOid : PG_GETARG_OID(1),
+									get_name(fcinfo, 2, "pipeline", true),
+									get_name(fcinfo, 0, "batch_id", false),
+									PG_ARGISNULL(3) ? NULL :
+									text_to_cstring(PG_GETARG_TEXT_PP(3)),
+									PG_GETARG_DATUM(4), PG_ARGISNULL(4)));
+}
+
+Datum
+idem_forget(PG_FUNCTION_ARGS)
+{
+	const IdemLedger *ledger = idem_ledger_open(fcinfo->flinfo->fn_oid);
+	IdemBatchKey key = {0};
+	TimestampTz applied_since = PG_ARGISNULL(3) ? 0 : PG_GETARG_TIMESTAMPTZ(3);
+	int64		count;
+
+	require_argument(fcinfo, 5, "dry_run");
+	if (PG_ARGISNULL(1) && PG_ARGISNULL(2) && PG_ARGISNULL(3))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("idem_forget() needs at least one filter"),
+				 errhint("Give \"batch_id\", \"pipeline\" or \"applied_since\"; applied_since => '-infinity' means all batches of the target.")));
+	if (!PG_GETARG_BOOL(5))
+		PreventCommandIfReadOnly("idem_forget()");
+	if (PG_ARGISNULL(0))
+		key.claimed_by = GetUserId();
+	else
+	{
+		key.target = PG_GETARG_OID(0);
+		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(key.target)))
+			idem_relinfo_report_missing(key.target);
+		idem_security_require_write(key.target);
+	}
+	key.batch_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
+	key.pipeline = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
+	idem_spi_connect();
+	count = idem_ledger_forget(ledger, &key, PG_ARGISNULL(3) ? NULL : &applied_since,
+							   PG_ARGISNULL(4) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(4)),
+							   PG_GETARG_BOOL(5));
+	idem_spi_finish();
+	PG_RETURN_INT64(count);
+}

@@ -1,0 +1,114 @@
+# shellcheck shell=bash
+# Sourced by the scripts that build and test: who builds, who installs, who
+# runs the servers. Callers have changed to the top of the source tree.
+
+# A make that called us may have a job server and command-line variables that
+# are not meant for the makes we call.
+unset MAKEFLAGS MFLAGS MAKELEVEL
+
+die()
+{
+    echo "$*" >&2
+    exit 1
+}
+
+as_root()
+{
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    else
+        sudo "$@"
+    fi
+}
+
+# PostgreSQL refuses to run as root. HOME and TMPDIR must be places that
+# postgres may use; all that it writes goes away with $work.
+as_postgres()
+{
+    set -- env HOME="$work/tmp" TMPDIR="$work/tmp" LC_ALL=C.UTF-8 "$@"
+    if [ "$(id -u)" = 0 ]; then
+        runuser -u postgres -- "$@"
+    else
+        sudo -u postgres "$@"
+    fi
+}
+
+have_package()
+{
+    dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^.i'
+}
+
+# The PostgreSQL major to use: PG_MAJOR, or the newest that is installed with
+# all that is needed to build for it, or what the distribution offers.
+pg_major()
+{
+    local dir major found=
+    if [ -n "${PG_MAJOR:-}" ]; then
+        echo "$PG_MAJOR"
+        return
+    fi
+    for dir in /usr/lib/postgresql/[1-9][0-9]; do
+        major=${dir##*/}
+        if have_package "postgresql-$major" && have_package "postgresql-server-dev-$major"; then
+            found=$major
+        fi
+    done
+    if [ -z "$found" ]; then
+        found=$(apt-cache depends postgresql 2>/dev/null |
+                sed -n 's/.*Depends: postgresql-\([0-9]*\)$/\1/p' | head -n 1)
+    fi
+    [ -n "$found" ] || return 1
+    echo "$found"
+}
+
+# Makes $work, which goes away when the script ends.
+make_workdir()
+{
+    work=$(mktemp -d "${TMPDIR:-/tmp}/idem.XXXXXX")
+    trap 'rm -rf "$work" 2>/dev/null || as_root rm -rf "$work"' EXIT
+    chmod 755 "$work"
+    mkdir -m 1777 "$work/tmp"
+}
+
+# The checkout stays clean, and postgres need not be able to read it.
+copy_source()
+{
+    mkdir -p "$1"
+    tar -c --exclude-vcs --exclude='*.o' --exclude='*.bc' --exclude='*.so' \
+        --exclude=./results --exclude=./output_iso --exclude='./tmp_check*' . | tar -x -C "$1"
+}
+
+# Builds a copy of the source as the current user, installs it into PostgreSQL
+# $1 and leaves the copy, in $work/src, to postgres.
+build_and_install()
+{
+    export PG_CONFIG=/usr/lib/postgresql/$1/bin/pg_config
+    copy_source "$work/src"
+    echo "building for PostgreSQL $1"
+    if ! make -C "$work/src" -j "$(nproc)" >"$work/build.log" 2>&1; then
+        cat "$work/build.log"
+        echo "the build failed" >&2
+        return 1
+    fi
+    grep -A 5 'warning:' "$work/build.log" || true
+    if ! as_root make -C "$work/src" install PG_CONFIG="$PG_CONFIG" >"$work/build.log" 2>&1; then
+        cat "$work/build.log"
+        echo "the installation failed" >&2
+        return 1
+    fi
+    as_root chown -R postgres "$work/src"
+    if ! as_postgres test -r "$work/src/Makefile"; then
+        echo "the user postgres cannot read $work: set TMPDIR to a directory that everybody may enter" >&2
+        return 1
+    fi
+}
+
+# Runs a command, in $work/src and as postgres, against a server of major $1
+# that lives only as long. PGHOST, PGPORT and the like are set for it.
+with_cluster()
+{
+    local major=$1
+    shift
+    (cd "$work/src" && as_postgres pg_virtualenv -v "$major" \
+        -c '--locale=C.UTF-8 --encoding=UTF8' -- "$@")
+}

@@ -1,0 +1,153 @@
+#!/bin/bash
+# What "make test" runs: builds and installs, then runs the suites against
+# throw-away servers, and counts what really ran.
+#   PG_MAJOR=NN                         which PostgreSQL, of those installed
+#   SUITES="regress isolation tap scripts"
+#   REGRESS, ISOLATION, PROVE_TESTS     only these tests
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. test/lib.sh
+
+suites=${SUITES:-regress isolation tap scripts}
+total_passed=0
+total_failed=0
+total_skipped=0
+summary=
+
+# Adds a suite's numbers to the totals: name, passed, failed, skipped.
+record()
+{
+    total_passed=$((total_passed + $2))
+    total_failed=$((total_failed + $3))
+    total_skipped=$((total_skipped + $4))
+    summary+="$1: $(counts "$2" "$3" "$4")"$'\n'
+}
+
+counts()
+{
+    echo "$1 passed, $2 failed$([ "$3" = 0 ] || echo ", $3 skipped")"
+}
+
+# The tests of a list in the Makefile, unless the environment has its own.
+listed()
+{
+    if [ -n "${!1:-}" ]; then
+        echo "${!1}"
+    else
+        make -s "print-$1"
+    fi
+}
+
+# Runs a command, showing and keeping its output; its exit status is in $status.
+run()
+{
+    status=0
+    "$@" 2>&1 | tee "$work/output" || status=$?
+}
+
+# grep exits with 1 where it counts none.
+count()
+{
+    grep -cE "$@" "$work/output" || true
+}
+
+# Regression and isolation tests print "test name ... ok" until PostgreSQL 15,
+# "ok 1 - name" since 16. Whatever is listed and did not say ok has failed.
+pg_regress_suite()
+{
+    local name=$1 variable=$2 other=$3 diffs=$4 tests passed failed
+    tests=$(listed "$variable" | xargs)
+    if [ -z "$tests" ]; then
+        record "$name" 0 0 0
+        return
+    fi
+    run with_cluster "$major" make -s installcheck "$variable=$tests" "$other="
+    passed=$(count '^(ok [0-9]+ +[-+] |(test | {4,})[^ ]+ +\.\.\. ok )')
+    failed=$(($(wc -w <<<"$tests") - passed))
+    if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+        failed=1
+    fi
+    if [ -s "$work/src/$diffs" ]; then
+        cat "$work/src/$diffs"
+    fi
+    record "$name" "$passed" "$failed" 0
+}
+
+# A file that dies counts as a failed test, with what prove then says of its
+# other tests; tests that were skipped have not passed.
+tap_suite()
+{
+    local tests skipped passed failed file
+    tests=$(listed PROVE_TESTS | xargs)
+    if ! compgen -G "${tests%% *}" >/dev/null; then
+        record tap 0 0 0
+        return
+    fi
+    run prove_tests "$tests"
+    skipped=$(count '^(ok [0-9].*# skip|1\.\.0 # skip)' -i)
+    passed=$(($(count '^ok [0-9]') - $(count '^ok [0-9].*# skip' -i)))
+    failed=$(($(count '^(not ok [0-9]|No subtests run|All [0-9]+ subtests passed)') -
+              $(count '^not ok [0-9].*# todo' -i)))
+    if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+        failed=1
+    fi
+    if [ "$failed" != 0 ]; then
+        for file in "$work"/src/tmp_check/log/*; do
+            echo "*** ${file##*/} (last 40 lines) ***"
+            tail -n 40 "$file"
+        done
+    fi
+    record tap "$passed" "$failed" "$skipped"
+}
+
+prove_tests()
+{
+    (cd "$work/src" && as_postgres make -s prove PG_CONFIG="$PG_CONFIG" \
+        PROVE_TESTS="$1" PROVE_FLAGS=--verbose)
+}
+
+# test/NAME_test.sh: passes by exit status, against a server of its own.
+scripts_suite()
+{
+    local script passed=0 failed=0
+    for script in test/*_test.sh; do
+        [ -e "$script" ] || continue
+        run with_cluster "$major" bash "$script"
+        if [ "$status" = 0 ]; then
+            echo "ok - $script"
+            passed=$((passed + 1))
+        else
+            echo "not ok - $script"
+            failed=$((failed + 1))
+        fi
+    done
+    record scripts "$passed" "$failed" 0
+}
+
+major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
+[ -x "/usr/lib/postgresql/$major/bin/postgres" ] ||
+    die "PostgreSQL $major is not installed: run PG_MAJOR=$major test/setup.sh"
+make_workdir
+if ! build_and_install "$major"; then
+    counts 0 1 0
+    exit 1
+fi
+
+for suite in $suites; do
+    echo "== $suite, PostgreSQL $major"
+    case $suite in
+        regress) pg_regress_suite regress REGRESS ISOLATION regression.diffs ;;
+        isolation) pg_regress_suite isolation ISOLATION REGRESS output_iso/regression.diffs ;;
+        tap) tap_suite ;;
+        scripts) scripts_suite ;;
+        *) die "no such suite: $suite" ;;
+    esac
+done
+
+echo
+printf '%s' "$summary"
+if [ $((total_passed + total_failed)) = 0 ]; then
+    echo "no test was run"
+fi
+counts "$total_passed" "$total_failed" "$total_skipped"
+[ "$total_failed" = 0 ] && [ "$total_passed" != 0 ]
