@@ -154,6 +154,7 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid stagi
 
 	params->params[0].ptype = INT8OID;
 	params->params[0].value = Int64GetDatum(idem_rowfuncs_handle(run));
+	params->params[0].isnull = false;
 	params->params[0].pflags = PARAM_FLAG_CONST;
 	if (source->materialized)
 		unkept.plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, false);
@@ -266,6 +267,48 @@ idem_engine_sql_classify(const IdemSource *source, const IdemMergeInfo *info,
 }
 
 /*
+ * Apply the batch in a subtransaction of its own, which is undone if the
+ * attempt must be repeated.
+ */
+static bool
+attempt_in_subtransaction(const IdemSource *source, const IdemMergeInfo *info, const char *sql,
+						  char **names, Oid *types, IdemCounts *counts, char **fingerprint)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool done = false;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		done = attempt(IDEM_RUN_APPLY, source, info, sql, info->staging, info->ncolumns,
+					   names, types, counts, fingerprint);
+	}
+	PG_CATCH();
+	{
+		/* The error ends the merge; only the subtransaction must end first. */
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		ReThrowError(error);
+	}
+	PG_END_TRY();
+	if (done)
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	return done;
+}
+
+/*
  * Apply the batch. A row that was matched and then deleted by somebody else,
  * before it could be locked, would be inserted with stored values of columns
  * that the batch does not set. Then the attempt is undone, and another snapshot
@@ -276,37 +319,18 @@ idem_engine_sql_apply(const IdemSource *source, const IdemMergeInfo *info,
 					  const char *schema, IdemCounts *counts, char **fingerprint)
 {
 	char	   *sql = idem_sqlgen_apply(info, schema, source->materialized);
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
+	bool		can_retry = info->keeps_stored && !IsolationUsesXactSnapshot();
 	char	  **names;
 	Oid		   *types;
 
 	merge_columns(info, &names, &types);
-	for (int i = 0; i < MAX_ATTEMPTS; i++)
+	for (int i = 0; i < (can_retry ? MAX_ATTEMPTS : 1); i++)
 	{
-		bool		can_retry = info->keeps_stored && !IsolationUsesXactSnapshot();
-		bool		done;
-
-		if (can_retry)
-		{
-			BeginInternalSubTransaction(NULL);
-			MemoryContextSwitchTo(context);
-		}
-		done = attempt(IDEM_RUN_APPLY, source, info, sql, info->staging,
-					   info->ncolumns, names, types, counts, fingerprint);
-		if (can_retry)
-		{
-			if (done)
-				ReleaseCurrentSubTransaction();
-			else
-				RollbackAndReleaseCurrentSubTransaction();
-			MemoryContextSwitchTo(context);
-			CurrentResourceOwner = owner;
-		}
-		if (done)
+		if (can_retry ?
+			attempt_in_subtransaction(source, info, sql, names, types, counts, fingerprint) :
+			attempt(IDEM_RUN_APPLY, source, info, sql, info->staging, info->ncolumns,
+					names, types, counts, fingerprint))
 			return;
-		if (!can_retry)
-			break;
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

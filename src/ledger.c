@@ -315,7 +315,7 @@ idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_cl
 	overtaken = idem_spi_execute_latest(psprintf("SELECT FROM %s.idem_ledger WHERE target = $1"
 												 " AND operation = 'merge'"
 												 " AND turn IS DISTINCT FROM $3"
-												 " AND xid >= pg_snapshot_xmin($2::pg_snapshot)"
+												 " AND xid::text::bigint >= pg_snapshot_xmin($2::pg_snapshot)::text::bigint"
 												 " AND NOT pg_visible_in_snapshot(xid, $2::pg_snapshot)"
 												 " AND xid IS DISTINCT FROM pg_current_xact_id_if_assigned()"
 												 " LIMIT 1", ledger->schema), &args) > 0;

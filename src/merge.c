@@ -398,10 +398,11 @@ dry_run(Merge *merge)
 static void
 merge_error_context(void *arg)
 {
-	const IdemRequest *request = arg;
+	const Merge *merge = arg;
 
-	errcontext("merge of \"%s\" into \"%s\"", get_rel_name(request->staging),
-			   get_rel_name(request->target));
+	/* Names are known once the relations are; look-ups have no place here. */
+	if (merge->info)
+		errcontext("merge of %s into %s", merge->info->staging_name, merge->info->target_name);
 }
 
 /*
@@ -427,7 +428,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 	merge.result = result;
 	merge.started = GetCurrentTimestamp();
 	error_context.callback = merge_error_context;
-	error_context.arg = (void *) request;
+	error_context.arg = &merge;
 	error_context.previous = error_context_stack;
 	error_context_stack = &error_context;
 
