@@ -45,7 +45,7 @@ CREATE TABLE @extschema@.idem_ledger (
 -- Only merges above READ COMMITTED ask for "what was committed since my
 -- snapshot"; BRIN answers that at next to no cost for all the others. It has no
 -- operator class for xid8.
-CREATE INDEX idem_ledger_xid_idx ON @extschema@.idem_ledger USING brin ((xid::text::bigint));
+CREATE INDEX idem_ledger_xid_idx ON @extschema@.idem_ledger USING brin ((xid::pg_catalog.text::pg_catalog.int8));
 
 COMMENT ON TABLE @extschema@.idem_ledger IS
 'One row for each batch that was applied; written only by idem_merge(), idem_claim() and idem_forget(), in the transaction of the batch itself. Read it through the view idem_batches.';

@@ -94,13 +94,13 @@ get_plan(const char *sql, Oid staging, Oid target)
 {
 	BlockNumber staging_blocks = relation_blocks(staging);
 	BlockNumber target_blocks = relation_blocks(target);
-	KeptPlan *oldest = NULL;
+	KeptPlan   *oldest = NULL;
 	Oid			argtype = INT8OID;
 	SPIPlanPtr	plan;
 
 	for (int i = 0; i < MAX_KEPT_PLANS; i++)
 	{
-		KeptPlan *entry = &kept_plans[i];
+		KeptPlan   *entry = &kept_plans[i];
 
 		if (entry->plan && entry->in_use == 0 &&
 			(!idem_spi_plan_is_valid(entry->plan) ||
@@ -148,7 +148,7 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid stagi
 {
 	ParamListInfo params = makeParamList(1);
 	KeptPlan	unkept = {0};
-	KeptPlan *entry = &unkept;
+	KeptPlan   *entry = &unkept;
 	Oid			argtype = INT8OID;
 	Oid			read = source->materialized ? InvalidOid : staging;
 

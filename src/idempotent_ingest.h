@@ -6,9 +6,10 @@
  * Layers call downward only:
  *
  *	0  idempotent_ingest.h, compat.h
- *	1  security, spi_util, rowhash
- *	2  relinfo, ledger
- *	3  sqlgen, engine_sql (which calls sqlgen)
+ *	1  security, spi_util, rowhash (which calls security)
+ *	   valuefuncs (which calls rowhash)
+ *	2  relcheck, relinfo (which calls relcheck), ledger, turn
+ *	3  sqlgen, rowfuncs, engine_sql (which calls both)
  *	4  merge
  *	5  sqlfuncs
  *

@@ -334,8 +334,8 @@ idem_ledger_forget(const IdemLedger *ledger, const IdemBatchKey *key,
 {
 	IdemSpiArgs args = {0};
 	const char *condition = " WHERE target = $1 AND ($2 IS NULL OR pipeline = $2)"
-		" AND ($3 IS NULL OR batch_id = $3) AND claimed_by = $4"
-		" AND ($5 IS NULL OR applied_at >= $5)";
+	" AND ($3 IS NULL OR batch_id = $3) AND claimed_by = $4"
+	" AND ($5 IS NULL OR applied_at >= $5)";
 	bool		isnull;
 
 	key_arguments(&args, key);

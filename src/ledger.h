@@ -36,13 +36,14 @@ typedef struct IdemLedgerEntry
 	int32		revision;
 	char	   *fingerprint;	/* NULL if a claim had none */
 	List	   *columns;		/* of char *, covered by the fingerprint */
-	int64		rows[8];		/* staged, duplicate, inserted, updated, deleted,
-								 * unchanged, stale, skipped */
+	int64		rows[8];		/* staged, duplicate, inserted, updated,
+								 * deleted, unchanged, stale, skipped */
 	char	   *engine;
 	TimestampTz applied_at;
 	bool		elapsed_null;
 	Interval	elapsed;
-	char	   *differing;		/* options that differ from those given, or NULL */
+	char	   *differing;		/* options that differ from those given, or
+								 * NULL */
 } IdemLedgerEntry;
 
 extern const IdemLedger *idem_ledger_open(Oid function);

@@ -25,6 +25,7 @@
 #include "engine_sql.h"
 #include "idempotent_ingest.h"
 #include "merge.h"
+#include "relcheck.h"
 #include "rowhash.h"
 #include "security.h"
 #include "spi_util.h"
@@ -110,10 +111,10 @@ resolve(const IdemRequest *request)
 	/* A weaker lock first, and the stronger one later, would be a deadlock. */
 	if (request->on_schema_change == IDEM_SCHEMA_ADD_COLUMNS && !request->dry_run &&
 		idem_relinfo_differs(request))
-		idem_relinfo_lock(request->target, AccessExclusiveLock);
-	idem_relinfo_lock(request->target,
-					  request->dry_run ? AccessShareLock : RowExclusiveLock);
-	idem_relinfo_lock(request->staging, AccessShareLock);
+		idem_relcheck_lock(request->target, AccessExclusiveLock);
+	idem_relcheck_lock(request->target,
+					   request->dry_run ? AccessShareLock : RowExclusiveLock);
+	idem_relcheck_lock(request->staging, AccessShareLock);
 	info = idem_relinfo_resolve(request);
 	idem_relinfo_require_privileges(info);
 	return info;
@@ -124,7 +125,7 @@ static bool
 find(Merge *merge, IdemLedgerEntry *entry)
 {
 	bool		lock = merge->request->on_replay == IDEM_REPLAY_REAPPLY ||
-		merge->request->on_mismatch == IDEM_MISMATCH_APPLY;
+	merge->request->on_mismatch == IDEM_MISMATCH_APPLY;
 
 	return idem_ledger_find(merge->ledger, &merge->key, merge->info->options, lock, entry);
 }
@@ -149,10 +150,10 @@ replay(Merge *merge, const IdemLedgerEntry *entry)
 static void
 require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 {
-	bool		deleted = idem_relinfo_lost_rows(key->target);
+	bool		deleted = idem_relcheck_lost_rows(key->target);
 
 	if (!deleted &&
-		(entry->rows[2] + entry->rows[3] == 0 || !idem_relinfo_is_empty(key->target)))
+		(entry->rows[2] + entry->rows[3] == 0 || !idem_relcheck_is_empty(key->target)))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_LOST_BATCH),
@@ -203,6 +204,28 @@ report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 			 errhint("Use another batch id or another pipeline.")));
 }
 
+/* Are the columns among those that staging was read by? */
+static bool
+can_scan(Merge *merge, List *columns)
+{
+	List	   *read = staged_columns(merge->info, true);
+	ListCell   *lc;
+	ListCell   *other;
+
+	if (!merge->source.materialized)
+		return true;
+	foreach(lc, columns)
+	{
+		bool		found = false;
+
+		foreach(other, read)
+			found |= strcmp(lfirst(lc), lfirst(other)) == 0;
+		if (!found)
+			return false;
+	}
+	return true;
+}
+
 /*
  * Decide what a known batch id means for this call. NULL: it is a replay, and
  * the result is set. Otherwise the batch is to be applied again, and the result
@@ -222,7 +245,7 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 	{
 		List	   *columns = idem_relinfo_columns(merge->info->staging, entry->columns, true);
 
-		columns_missing = columns == NIL;
+		columns_missing = columns == NIL || !can_scan(merge, columns);
 		if (!columns_missing)
 			content_differs = strcmp(scan(merge, columns, &counts), entry->fingerprint) != 0;
 		if (columns_missing || content_differs || entry->differing)
@@ -520,12 +543,12 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 	ListCell   *lc;
 
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(staging)))
-		idem_relinfo_report_missing(staging);
+		idem_relcheck_report_missing(staging);
 	idem_security_require_visible(staging);
 	if (pg_attribute_aclcheck_all(staging, GetUserId(), ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
 		idem_security_require(staging, InvalidAttrNumber, ACL_SELECT);
-	idem_relinfo_lock(staging, AccessShareLock);
-	idem_relinfo_check_staging(staging);
+	idem_relcheck_lock(staging, AccessShareLock);
+	idem_relcheck_staging(staging);
 	columns = idem_relinfo_columns(staging, columns, false);
 	foreach(lc, columns)
 		idem_security_require(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT);
@@ -533,8 +556,8 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 	idem_spi_connect();
 	MemoryContextSwitchTo(context);
 	idem_engine_sql_prepare(&source, staging, get_rel_relkind(staging),
-							idem_relinfo_name(staging), columns, true);
-	idem_engine_sql_scan(&source, staging, idem_relinfo_name(staging), columns,
+							idem_relcheck_name(staging), columns, true);
+	idem_engine_sql_scan(&source, staging, idem_relcheck_name(staging), columns,
 						 ledger->schema, &counts, &fingerprint);
 	idem_spi_finish();
 	return fingerprint;
@@ -561,9 +584,9 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 	if (OidIsValid(target))
 	{
 		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(target)))
-			idem_relinfo_report_missing(target);
+			idem_relcheck_report_missing(target);
 		idem_security_require_write(target);
-		idem_relinfo_lock(target, RowExclusiveLock);
+		idem_relcheck_lock(target, RowExclusiveLock);
 		idem_security_require_write(target);
 	}
 
@@ -571,8 +594,8 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 	MemoryContextSwitchTo(context);
 	if (OidIsValid(target))
 	{
-		idem_relinfo_check_target(target);
-		key.target_type = idem_relinfo_row_type(target);
+		idem_relcheck_target(target, InvalidOid);
+		key.target_type = idem_relcheck_row_type(target);
 	}
 	else
 		key.claimed_by = GetUserId();
@@ -591,7 +614,7 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 					 errdetail("It was claimed at %s with fingerprint \"%s\".",
 							   timestamptz_to_str(entry.applied_at), entry.fingerprint),
 					 errhint("Give other content another batch id.")));
-		if (OidIsValid(target) && idem_relinfo_lost_rows(target))
+		if (OidIsValid(target) && idem_relcheck_lost_rows(target))
 			require_batch_in_target(&key, &entry);
 	}
 	idem_spi_finish();

@@ -13,22 +13,14 @@
 #include "access/genam.h"
 #include "access/relation.h"
 #include "access/table.h"
-#include "access/xact.h"
-#include "catalog/catalog.h"
 #include "catalog/heap.h"
 #include "catalog/pg_am.h"
-#include "catalog/pg_attrdef.h"
 #include "catalog/pg_class.h"
-#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
-#include "commands/extension.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "parser/parse_coerce.h"
-#include "pgstat.h"
-#include "storage/bufmgr.h"
-#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
@@ -39,21 +31,10 @@
 #include "utils/varlena.h"
 
 #include "compat.h"
-#include "idempotent_ingest.h"
+#include "relcheck.h"
 #include "relinfo.h"
 #include "rowhash.h"
 #include "security.h"
-#include "spi_util.h"
-
-/* The error for a regclass that is a mere number. */
-void
-idem_relinfo_report_missing(Oid relid)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("relation with OID %u does not exist", relid),
-			 errhint("Give the table by its name; it may have been dropped meanwhile.")));
-}
 
 /*
  * Before any lock is taken: refuse what the caller has no right to touch, so
@@ -66,67 +47,15 @@ idem_relinfo_precheck(const IdemRequest *request)
 	AclMode		write = request->mode == IDEM_MODE_UPDATE ? ACL_UPDATE : ACL_INSERT;
 
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(request->staging)))
-		idem_relinfo_report_missing(request->staging);
+		idem_relcheck_report_missing(request->staging);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(request->target)))
-		idem_relinfo_report_missing(request->target);
+		idem_relcheck_report_missing(request->target);
 	idem_security_require_visible(request->staging);
 	idem_security_require_visible(request->target);
 	if (pg_attribute_aclcheck_all(request->staging, role, ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
 		idem_security_require(request->staging, InvalidAttrNumber, ACL_SELECT);
 	if (pg_attribute_aclcheck_all(request->target, role, write, ACLMASK_ANY) != ACLCHECK_OK)
 		idem_security_require(request->target, InvalidAttrNumber, write);
-}
-
-/* Lock a relation by OID until the end of the transaction. */
-void
-idem_relinfo_lock(Oid relid, LOCKMODE mode)
-{
-	LockRelationOid(relid, mode);
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
-		idem_relinfo_report_missing(relid);
-}
-
-/* The qualified, quoted name of a relation that the caller has locked. */
-char *
-idem_relinfo_name(Oid relid)
-{
-	return quote_qualified_identifier(get_namespace_name_or_temp(get_rel_namespace(relid)),
-									  get_rel_name(relid));
-}
-
-/* What a relation is, in a message. */
-char *
-idem_relinfo_kind(Oid relid)
-{
-	switch (get_rel_relkind(relid))
-	{
-		case RELKIND_RELATION:
-			return "table";
-		case RELKIND_PARTITIONED_TABLE:
-			return "partitioned table";
-		case RELKIND_VIEW:
-			return "view";
-		case RELKIND_MATVIEW:
-			return "materialized view";
-		case RELKIND_FOREIGN_TABLE:
-			return "foreign table";
-		case RELKIND_SEQUENCE:
-			return "sequence";
-		case RELKIND_INDEX:
-		case RELKIND_PARTITIONED_INDEX:
-			return "index";
-		case RELKIND_COMPOSITE_TYPE:
-			return "composite type";
-		default:
-			return "relation";
-	}
-}
-
-/* The row type of a table, InvalidOid if there is no such table. */
-Oid
-idem_relinfo_row_type(Oid relid)
-{
-	return get_rel_type_id(relid);
 }
 
 /*
@@ -153,123 +82,6 @@ idem_relinfo_differs(const IdemRequest *request)
 		ReleaseSysCache(tuple);
 	}
 	return differs;
-}
-
-/* Refuse what no rows can be read from. */
-void
-idem_relinfo_check_staging(Oid staging)
-{
-	switch (get_rel_relkind(staging))
-	{
-		case RELKIND_RELATION:
-		case RELKIND_PARTITIONED_TABLE:
-		case RELKIND_VIEW:
-		case RELKIND_MATVIEW:
-		case RELKIND_FOREIGN_TABLE:
-			return;
-		default:
-			ereport(ERROR,
-					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-					 errmsg("cannot read staged rows from \"%s\"", get_rel_name(staging)),
-					 errdetail("It is of kind %s.", idem_relinfo_kind(staging)),
-					 errhint("Staging can be a table, a temporary table, a view, a materialized view or a foreign table.")));
-	}
-}
-
-/* Is the table a hypertable of TimescaleDB? */
-static bool
-is_hypertable(Relation rel)
-{
-	IdemSpiArgs args = {0};
-
-	if (!OidIsValid(get_extension_oid("timescaledb", true)))
-		return false;
-	idem_spi_arg(&args, OIDOID, ObjectIdGetDatum(RelationGetRelid(rel)), false);
-	return idem_spi_execute("SELECT FROM _timescaledb_catalog.hypertable h"
-							" JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) h.schema_name"
-							" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid"
-							" AND c.relname OPERATOR(pg_catalog.=) h.table_name"
-							" WHERE c.oid OPERATOR(pg_catalog.=) $1", &args, true) > 0;
-}
-
-/* Refuse targets whose batches could be lost or doubled, or that no INSERT serves. */
-static void
-check_target_kind(Relation target, Oid staging)
-{
-	Oid			relid = RelationGetRelid(target);
-	char	   *name = RelationGetRelationName(target);
-	List	   *members;
-	ListCell   *lc;
-
-	if (staging == relid)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("staging and target are the same table \"%s\"", name),
-				 errhint("Load the incoming rows into a staging table of their own.")));
-	if (target->rd_rel->relkind == RELKIND_VIEW)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into view \"%s\"", name),
-				 errhint("Name the table below the view as the target.")));
-	if (target->rd_rel->relkind != RELKIND_RELATION &&
-		target->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
-		ereport(ERROR,
-				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot merge into %s \"%s\"", idem_relinfo_kind(relid), name),
-				 errhint("The target must be a table or a partitioned table.")));
-	if (IsCatalogRelation(target))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into system catalog \"%s\"", name),
-				 errhint("The target must be a table of your own.")));
-	if (target->rd_rules != NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into table \"%s\", which has rules", name),
-				 errdetail("A rule replaces the statement, so that the rows could not be accounted for."),
-				 errhint("Use a trigger in place of the rule.")));
-
-	members = find_all_inheritors(relid, NoLock, NULL);
-	foreach(lc, members)
-	{
-		Oid			member = lfirst_oid(lc);
-
-		if (member == staging)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("staging \"%s\" is a part of the target \"%s\"",
-							get_rel_name(staging), name),
-					 errhint("Detach it first, or copy its rows to a table of their own.")));
-		if (get_rel_persistence(member) == RELPERSISTENCE_TEMP)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot merge into temporary table \"%s\"", get_rel_name(member)),
-					 errdetail("The ledger would remember the batch after the table is gone."),
-					 errhint("Use a permanent table as the target.")));
-		if (get_rel_persistence(member) == RELPERSISTENCE_UNLOGGED)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot merge into unlogged table \"%s\"", get_rel_name(member)),
-					 errdetail("A crash would empty it, and the ledger would still have the batch."),
-					 errhint("Run ALTER TABLE %s SET LOGGED first.", idem_relinfo_name(member))));
-	}
-	if (target->rd_rel->relkind == RELKIND_RELATION && list_length(members) > 1 &&
-		!is_hypertable(target))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into table \"%s\", which has inheritance children", name),
-				 errdetail("A unique index does not cover the children, so that a key could be stored twice."),
-				 errhint("Use a partitioned table, or merge into the children one by one.")));
-}
-
-/* The same for a table that batches are claimed for. */
-void
-idem_relinfo_check_target(Oid target)
-{
-	Relation	rel = relation_open(target, NoLock);
-
-	check_target_kind(rel, InvalidOid);
-	relation_close(rel, NoLock);
 }
 
 /* The target's column with the closest name, or NULL if none is close. */
@@ -599,7 +411,7 @@ use_index(IdemMergeInfo *info, Relation index, Relation target)
 {
 	info->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
 	info->keys = palloc0(sizeof(IdemKeyColumn) * info->nkeys);
-	info->index_name = idem_relinfo_name(RelationGetRelid(index));
+	info->index_name = idem_relcheck_name(RelationGetRelid(index));
 	info->nulls_not_distinct = index->rd_index->indnullsnotdistinct;
 	for (int i = 0; i < info->nkeys; i++)
 	{
@@ -650,7 +462,10 @@ find_key_index(IdemMergeInfo *info, Relation staging, Relation target)
 
 		if (match != KEY_UNRELATED && reason == NULL)
 		{
-			/* Of several, the primary key, else the oldest: the same each time. */
+			/*
+			 * Of several, the primary key, else the oldest: the same each
+			 * time.
+			 */
 			if (!OidIsValid(chosen) || index->rd_index->indisprimary ||
 				(!chosen_is_primary && lfirst_oid(lc) < chosen))
 			{
@@ -799,8 +614,8 @@ find_lacking_columns(IdemMergeInfo *info, Relation target)
 			continue;
 
 		/*
-		 * As plain SQL would, leave out what the caller may not read or write;
-		 * the row then is proposed with the default.
+		 * As plain SQL would, leave out what the caller may not read or
+		 * write; the row then is proposed with the default.
 		 */
 		if (!idem_security_may(RelationGetRelid(target), att->attnum, ACL_SELECT) ||
 			!idem_security_may(RelationGetRelid(target), att->attnum, ACL_INSERT))
@@ -809,6 +624,7 @@ find_lacking_columns(IdemMergeInfo *info, Relation target)
 		lacking->attnum = att->attnum;
 		lacking->type = att->atttypid;
 		lacking->has_default = att->atthasdef || att->attidentity != '\0' ||
+			get_typtype(att->atttypid) == TYPTYPE_DOMAIN ||
 			get_typdefault(att->atttypid) != NULL;
 		if (att->attidentity == ATTRIBUTE_IDENTITY_ALWAYS)
 			info->overrides_identity = true;
@@ -917,18 +733,18 @@ idem_relinfo_resolve(const IdemRequest *request)
 	Relation	staging;
 	Relation	target;
 
-	idem_relinfo_check_staging(request->staging);
+	idem_relcheck_staging(request->staging);
 	staging = table_open(request->staging, NoLock);
 	target = relation_open(request->target, NoLock);
-	check_target_kind(target, request->staging);
+	idem_relcheck_target(request->target, request->staging);
 
 	info->request = request;
 	info->staging = request->staging;
 	info->target = request->target;
 	info->staging_kind = staging->rd_rel->relkind;
 	info->target_kind = target->rd_rel->relkind;
-	info->staging_name = idem_relinfo_name(request->staging);
-	info->target_name = idem_relinfo_name(request->target);
+	info->staging_name = idem_relcheck_name(request->staging);
+	info->target_name = idem_relcheck_name(request->target);
 	info->target_type = target->rd_rel->reltype;
 	info->on_duplicate = request->on_duplicate;
 	if (info->on_duplicate == IDEM_DUPLICATE_DEFAULT)
@@ -1062,54 +878,4 @@ idem_relinfo_column_types(Oid relid, List *names, Oid *types)
 
 		types[foreach_current_index(lc)] = get_atttype(relid, attnum);
 	}
-}
-
-/*
- * Has the current transaction deleted rows from the target or truncated it?
- * Taken from the counts that the transaction keeps for the statistics; without
- * track_counts only new storage tells.
- */
-bool
-idem_relinfo_lost_rows(Oid target)
-{
-	ListCell   *lc;
-	bool		lost = false;
-
-	foreach(lc, find_all_inheritors(target, AccessShareLock, NULL))
-	{
-		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
-
-		if (rel->pgstat_info)
-		{
-			PgStat_TableXactStatus *level;
-
-			for (level = rel->pgstat_info->trans; level; level = level->upper)
-				lost |= level->truncdropped || level->tuples_deleted > 0;
-		}
-		else if (rel->rd_createSubid == InvalidSubTransactionId &&
-				 RELKIND_HAS_STORAGE(rel->rd_rel->relkind))
-			lost |= IDEM_RELATION_HAS_NEW_STORAGE(rel);
-		relation_close(rel, NoLock);
-	}
-	return lost;
-}
-
-/* Has the target, with all its parts, no blocks at all? */
-bool
-idem_relinfo_is_empty(Oid target)
-{
-	ListCell   *lc;
-	bool		empty = true;
-
-	foreach(lc, find_all_inheritors(target, AccessShareLock, NULL))
-	{
-		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
-
-		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
-			empty &= RelationGetNumberOfBlocks(rel) == 0;
-		else if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
-			empty = false;		/* cannot be told without asking */
-		relation_close(rel, NoLock);
-	}
-	return empty;
 }

@@ -128,7 +128,7 @@ typedef struct IdemLackingColumn
 	char	   *name;
 	AttrNumber	attnum;
 	Oid			type;
-	bool		has_default;	/* anything but NULL */
+	bool		has_default;	/* anything but a plain NULL */
 } IdemLackingColumn;
 
 /* All that a merge needs to know of its relations. */
@@ -167,20 +167,11 @@ typedef struct IdemMergeInfo
 } IdemMergeInfo;
 
 extern void idem_relinfo_precheck(const IdemRequest *request);
-extern void idem_relinfo_lock(Oid relid, LOCKMODE mode);
-extern void idem_relinfo_check_staging(Oid staging);
-extern void idem_relinfo_check_target(Oid target);
-extern void idem_relinfo_report_missing(Oid relid) pg_attribute_noreturn();
 extern bool idem_relinfo_differs(const IdemRequest *request);
 extern IdemMergeInfo *idem_relinfo_resolve(const IdemRequest *request);
 extern void idem_relinfo_require_privileges(const IdemMergeInfo *info);
 extern void idem_relinfo_report(const IdemMergeInfo *info);
 extern List *idem_relinfo_columns(Oid relid, List *names, bool missing_ok);
 extern void idem_relinfo_column_types(Oid relid, List *names, Oid *types);
-extern bool idem_relinfo_lost_rows(Oid target);
-extern bool idem_relinfo_is_empty(Oid target);
-extern char *idem_relinfo_name(Oid relid);
-extern char *idem_relinfo_kind(Oid relid);
-extern Oid	idem_relinfo_row_type(Oid relid);
 
 #endif							/* IDEM_RELINFO_H */

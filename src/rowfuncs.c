@@ -28,18 +28,14 @@
 
 #include <math.h>
 
-#include "access/htup_details.h"
 #include "access/table.h"
-#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
-#include "nodes/nodeFuncs.h"
 #include "nodes/supportnodes.h"
-#include "optimizer/optimizer.h"
 #include "parser/parse_coerce.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
@@ -51,7 +47,6 @@
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/timestamp.h"
-#include "utils/typcache.h"
 
 #include "idempotent_ingest.h"
 #include "rowfuncs.h"
@@ -66,8 +61,6 @@ PG_FUNCTION_INFO_V1(idem_row_propose);
 PG_FUNCTION_INFO_V1(idem_row_guard);
 PG_FUNCTION_INFO_V1(idem_row_applied);
 PG_FUNCTION_INFO_V1(idem_column_default);
-PG_FUNCTION_INFO_V1(idem_assign);
-PG_FUNCTION_INFO_V1(idem_image);
 
 /* Longer values are cut where an error names keys. */
 #define MAX_SHOWN_VALUE 64
@@ -154,7 +147,8 @@ struct IdemRun
 	}			row;
 	SavedRow	proposed_key;
 	int64		changed_keys;	/* by a BEFORE trigger */
-	bool		revived;		/* a matched row was inserted: deleted meanwhile */
+	bool		revived;		/* a matched row was inserted: deleted
+								 * meanwhile */
 
 	/* idem_column_default */
 	EState	   *estate;
@@ -318,32 +312,13 @@ find_run(FunctionCallInfo fcinfo)
 	return run;
 }
 
-/* Take a record apart. */
-static void
-deform_record(Datum record, int ncolumns, Datum *values, bool *nulls)
-{
-	HeapTupleHeader header = DatumGetHeapTupleHeader(record);
-	TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
-												 HeapTupleHeaderGetTypMod(header));
-	HeapTupleData tuple;
-
-	if (tupdesc->natts != ncolumns)
-		elog(ERROR, "record has %d columns, expected %d", tupdesc->natts, ncolumns);
-	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
-	ItemPointerSetInvalid(&tuple.t_self);
-	tuple.t_tableOid = InvalidOid;
-	tuple.t_data = header;
-	heap_deform_tuple(&tuple, tupdesc, values, nulls);
-	ReleaseTupleDesc(tupdesc);
-}
-
 /* Put the row that a function got into run->values and run->nulls. */
 static void
 get_row(IdemRun *run, FunctionCallInfo fcinfo)
 {
 	if (run->wide)
 	{
-		deform_record(PG_GETARG_DATUM(1), run->ncolumns, run->values, run->nulls);
+		idem_rowhash_deform(PG_GETARG_DATUM(1), run->ncolumns, run->values, run->nulls);
 		return;
 	}
 	if (PG_NARGS() != run->ncolumns + 1)
@@ -478,6 +453,7 @@ note_conflict(IdemRun *run)
 		}
 		getTypeOutputInfo(run->info->columns[column].type, &output, &isvarlena);
 		text = OidOutputFunctionCall(output, run->values[column]);
+
 		len = pg_mbcliplen(text, strlen(text), MAX_SHOWN_VALUE);
 		appendBinaryStringInfo(keys, text, len);
 		if (text[len] != '\0')
@@ -552,9 +528,9 @@ compare_rows(IdemRun *run, FunctionCallInfo fcinfo, int first)
 
 	if (run->wide_pairs)
 	{
-		deform_record(PG_GETARG_DATUM(first), run->npairs, run->values, run->nulls);
-		deform_record(PG_GETARG_DATUM(first + 1), run->npairs,
-					  run->stored_values, run->stored_nulls);
+		idem_rowhash_deform(PG_GETARG_DATUM(first), run->npairs, run->values, run->nulls);
+		idem_rowhash_deform(PG_GETARG_DATUM(first + 1), run->npairs,
+							run->stored_values, run->stored_nulls);
 	}
 	else
 	{
@@ -667,6 +643,10 @@ finish_row(IdemRun *run)
 	}
 	else if (run->row.guarded && run->row.comparison != ROW_CHANGED)
 		count_left_alone(run, run->row.comparison);
+	else if (run->info->request->mode == IDEM_MODE_UPSERT && !run->info->sets_anything &&
+			 !run->info->has_row_triggers)
+		run->counts.unchanged++;	/* DO NOTHING, as there is nothing but a
+									 * key */
 	else
 		run->counts.skipped++;
 }
@@ -749,7 +729,15 @@ prepare_default(IdemRun *run, const IdemLackingColumn *lacking)
 	ExprState  *state;
 
 	if (expression == NULL)
-		expression = (Node *) makeNullConst(lacking->type, -1, get_typcollation(lacking->type));
+	{
+		/* A domain may refuse NULL; the executor asks it, too. */
+		Oid			base = getBaseType(lacking->type);
+
+		expression = coerce_to_target_type(NULL,
+										   (Node *) makeNullConst(base, -1, get_typcollation(base)),
+										   base, lacking->type, -1,
+										   COERCION_IMPLICIT, COERCE_IMPLICIT_CAST, -1);
+	}
 	if (run->estate == NULL)
 		run->estate = CreateExecutorState();
 	state = ExecPrepareExpr((Expr *) expression, run->estate);
@@ -784,117 +772,6 @@ idem_column_default(PG_FUNCTION_ARGS)
 		PG_RETURN_DATUM(result);
 	}
 	elog(ERROR, "column %d has no default", attnum);
-}
-
-/* A conversion that idem_assign has prepared. */
-typedef struct Assignment
-{
-	ExprState  *state;
-	ExprContext *econtext;
-} Assignment;
-
-static Assignment *
-prepare_assignment(FunctionCallInfo fcinfo)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-	Assignment *assignment = palloc(sizeof(Assignment));
-	CaseTestExpr *input = makeNode(CaseTestExpr);
-	Node	   *target = list_length(((FuncExpr *) fcinfo->flinfo->fn_expr)->args) == 2 ?
-		lsecond(((FuncExpr *) fcinfo->flinfo->fn_expr)->args) : NULL;
-	Node	   *expression;
-
-	input->typeId = get_fn_expr_argtype(fcinfo->flinfo, 0);
-	input->typeMod = -1;
-	input->collation = get_typcollation(input->typeId);
-	if (target == NULL)
-		elog(ERROR, "could not determine the type to assign to");
-	expression = coerce_to_target_type(NULL, (Node *) input, input->typeId,
-									   exprType(target), exprTypmod(target),
-									   COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
-	if (expression == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_CANNOT_COERCE),
-				 errmsg("cannot assign a value of type %s to type %s",
-						format_type_be(input->typeId), format_type_be(exprType(target)))));
-	assignment->state = ExecInitExpr(expression_planner((Expr *) expression), NULL);
-	assignment->econtext = CreateStandaloneExprContext();
-	MemoryContextSwitchTo(old_context);
-	return assignment;
-}
-
-/* Convert a value as an assignment does. */
-Datum
-idem_assign(PG_FUNCTION_ARGS)
-{
-	Assignment *assignment = fcinfo->flinfo->fn_extra;
-	bool		isnull;
-	Datum		result;
-
-	if (assignment == NULL)
-	{
-		if (fcinfo->flinfo->fn_expr == NULL || !IsA(fcinfo->flinfo->fn_expr, FuncExpr))
-			elog(ERROR, "idem_assign was not called from SQL");
-		assignment = fcinfo->flinfo->fn_extra = prepare_assignment(fcinfo);
-	}
-	assignment->econtext->caseValue_datum = PG_GETARG_DATUM(0);
-	assignment->econtext->caseValue_isNull = PG_ARGISNULL(0);
-	result = ExecEvalExpr(assignment->state, assignment->econtext, &isnull);
-	if (isnull)
-		PG_RETURN_NULL();
-	PG_RETURN_DATUM(result);
-}
-
-/* A sort key by image. */
-Datum
-idem_image(PG_FUNCTION_ARGS)
-{
-	IdemImageType **types = fcinfo->flinfo->fn_extra;
-	StringInfoData key;
-
-	initStringInfo(&key);
-	appendStringInfoSpaces(&key, VARHDRSZ);
-	if (PG_NARGS() == 1 && get_fn_expr_argtype(fcinfo->flinfo, 0) == RECORDOID &&
-		!PG_ARGISNULL(0))
-	{
-		HeapTupleHeader header = PG_GETARG_HEAPTUPLEHEADER(0);
-		TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
-													 HeapTupleHeaderGetTypMod(header));
-		int			natts = tupdesc->natts;
-		Datum	   *values = palloc(sizeof(Datum) * natts);
-		bool	   *nulls = palloc(sizeof(bool) * natts);
-
-		if (types == NULL)
-		{
-			MemoryContext old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-
-			types = palloc(sizeof(IdemImageType *) * natts);
-			for (int i = 0; i < natts; i++)
-				types[i] = idem_rowhash_type(TupleDescAttr(tupdesc, i)->atttypid);
-			fcinfo->flinfo->fn_extra = types;
-			MemoryContextSwitchTo(old_context);
-		}
-		ReleaseTupleDesc(tupdesc);
-		deform_record(PG_GETARG_DATUM(0), natts, values, nulls);
-		for (int i = 0; i < natts; i++)
-			idem_rowhash_order(types[i], values[i], nulls[i], &key);
-	}
-	else
-	{
-		if (types == NULL)
-		{
-			MemoryContext old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-
-			types = palloc(sizeof(IdemImageType *) * PG_NARGS());
-			for (int i = 0; i < PG_NARGS(); i++)
-				types[i] = idem_rowhash_type(get_fn_expr_argtype(fcinfo->flinfo, i));
-			fcinfo->flinfo->fn_extra = types;
-			MemoryContextSwitchTo(old_context);
-		}
-		for (int i = 0; i < PG_NARGS(); i++)
-			idem_rowhash_order(types[i], PG_GETARG_DATUM(i), PG_ARGISNULL(i), &key);
-	}
-	SET_VARSIZE(key.data, key.len);
-	PG_RETURN_BYTEA_P(key.data);
 }
 
 /* Report what is wrong with the batch. */

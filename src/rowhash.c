@@ -109,7 +109,8 @@ struct IdemFingerprint
 {
 	MemoryContext context;
 	int			ncolumns;
-	int		   *positions;		/* covered columns, by name, as argument positions */
+	int		   *positions;		/* covered columns, by name, as argument
+								 * positions */
 	IdemImageType **types;		/* their types, in the same order */
 	uint64		seed;
 	StringInfoData row;
@@ -504,7 +505,10 @@ idem_rowhash_order(IdemImageType *type, Datum value, bool isnull, StringInfo key
 	{
 		StringInfoData content;
 
-		/* Zero bytes are escaped, so that a terminator can tell where it ends. */
+		/*
+		 * Zero bytes are escaped, so that a terminator can tell where it
+		 * ends.
+		 */
 		initStringInfo(&content);
 		append_content(type, value, &content);
 		for (int i = 0; i < content.len; i++)
@@ -517,6 +521,25 @@ idem_rowhash_order(IdemImageType *type, Datum value, bool isnull, StringInfo key
 		appendStringInfoCharMacro(key, '\0');
 		pfree(content.data);
 	}
+}
+
+/* Take a record of ncolumns columns apart; the values point into it. */
+void
+idem_rowhash_deform(Datum record, int ncolumns, Datum *values, bool *nulls)
+{
+	HeapTupleHeader header = DatumGetHeapTupleHeader(record);
+	TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
+												 HeapTupleHeaderGetTypMod(header));
+	HeapTupleData tuple;
+
+	if (tupdesc->natts != ncolumns)
+		elog(ERROR, "record has %d columns, expected %d", tupdesc->natts, ncolumns);
+	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = header;
+	heap_deform_tuple(&tuple, tupdesc, values, nulls);
+	ReleaseTupleDesc(tupdesc);
 }
 
 typedef struct NamedPosition

@@ -19,6 +19,8 @@ extern int16 idem_rowhash_typlen(const IdemImageType *type);
 extern bool idem_rowhash_equal(IdemImageType *type, Datum a, bool a_null, Datum b, bool b_null);
 extern void idem_rowhash_order(IdemImageType *type, Datum value, bool isnull, StringInfo key);
 
+extern void idem_rowhash_deform(Datum record, int ncolumns, Datum *values, bool *nulls);
+
 extern IdemFingerprint *idem_rowhash_begin(int ncolumns, char **names, Oid *types,
 										   const bool *covered);
 extern void idem_rowhash_add(IdemFingerprint *fingerprint, const Datum *values,

@@ -20,6 +20,7 @@
 #include "idempotent_ingest.h"
 #include "ledger.h"
 #include "merge.h"
+#include "relcheck.h"
 #include "relinfo.h"
 #include "security.h"
 #include "spi_util.h"
@@ -330,7 +331,7 @@ idem_forget(PG_FUNCTION_ARGS)
 	{
 		key.target = PG_GETARG_OID(0);
 		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(key.target)))
-			idem_relinfo_report_missing(key.target);
+			idem_relcheck_report_missing(key.target);
 		idem_security_require_write(key.target);
 	}
 	key.batch_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));

@@ -442,7 +442,7 @@ append_with(StringInfo sql, const Generator *gen)
 {
 	appendStringInfoString(sql, "WITH s AS MATERIALIZED (\n");
 	append_distinct_rows(sql, gen, "    ");
-	appendStringInfoString(sql, ")\n");
+	appendStringInfoString(sql, ")");
 }
 
 /* The FROM item of the distinct rows: the CTE, or the subquery itself. */
@@ -470,14 +470,7 @@ generate_update(const Generator *gen)
 
 	initStringInfo(&sql);
 	append_with(&sql, gen);
-	appendStringInfo(&sql, "UPDATE %s AS t\nSET ", info->target_name);
-	for (int i = 0; i < info->ncolumns; i++)
-		if (info->columns[i].is_set)
-		{
-			appendStringInfo(&sql, "%s%s = l.%s", comma, name_of(gen, i), name_of(gen, i));
-			comma = ", ";
-		}
-	appendStringInfoString(&sql, "\nFROM (\n    SELECT ");
+	appendStringInfoString(&sql, ", l AS MATERIALIZED (\n    SELECT ");
 	append_columns(&sql, gen, "s");
 	appendStringInfo(&sql, "\n    FROM s\n    JOIN %s AS t ON ", info->target_name);
 	append_key_condition(&sql, gen, "s", pattern);
@@ -485,7 +478,15 @@ generate_update(const Generator *gen)
 	append_pairs(&sql, gen, "s");
 	appendStringInfoString(&sql, ")\n    ORDER BY ");
 	append_key_order(&sql, gen, "s");
-	appendStringInfoString(&sql, "\n    FOR NO KEY UPDATE OF t\n) AS l\nWHERE ");
+	appendStringInfo(&sql, "\n    FOR NO KEY UPDATE OF t\n)\nUPDATE %s AS t\nSET ",
+					 info->target_name);
+	for (int i = 0; i < info->ncolumns; i++)
+		if (info->columns[i].is_set)
+		{
+			appendStringInfo(&sql, "%s%s = l.%s", comma, name_of(gen, i), name_of(gen, i));
+			comma = ", ";
+		}
+	appendStringInfoString(&sql, "\nFROM l\nWHERE ");
 	append_key_condition(&sql, gen, "l", pattern);
 	appendStringInfo(&sql, "\nRETURNING %s.idem_row_applied($1", gen->schema);
 	append_key_arguments(&sql, gen, "t");
@@ -506,7 +507,7 @@ classified_tlist(const Generator *gen)
 		const IdemColumn *column = &info->columns[i];
 		const char *name = name_of(gen, i);
 		bool		keeps = info->request->mode == IDEM_MODE_UPSERT &&
-			!column->is_key && !column->is_set;
+		!column->is_key && !column->is_set;
 
 		appendStringInfoString(&tlist, i > 0 ? ", " : "");
 		if (keeps)
@@ -531,7 +532,10 @@ generate_insert(const Generator *gen)
 
 	initStringInfo(&sql);
 	if (with)
+	{
 		append_with(&sql, gen);
+		appendStringInfoChar(&sql, '\n');
+	}
 	appendStringInfo(&sql, "INSERT INTO %s AS t (", info->target_name);
 	for (int i = 0; i < info->ncolumns; i++)
 		appendStringInfo(&sql, "%s%s", i > 0 ? ", " : "", name_of(gen, i));
@@ -611,7 +615,7 @@ init_generator(Generator *gen, const IdemMergeInfo *info, const char *schema, bo
 	for (int i = 0; i < info->ncolumns + info->nlacking; i++)
 	{
 		const char *name = i < info->ncolumns ? info->columns[i].name :
-			info->lacking[i - info->ncolumns].name;
+		info->lacking[i - info->ncolumns].name;
 
 		/* Start again with a longer name until no column has it. */
 		if (strcmp(name, matched) == 0)
@@ -651,7 +655,10 @@ idem_sqlgen_classify(const IdemMergeInfo *info, const char *schema, bool materia
 	init_generator(&gen, info, schema, materialized);
 	initStringInfo(&sql);
 	if (with)
+	{
 		append_with(&sql, &gen);
+		appendStringInfoChar(&sql, '\n');
+	}
 	append_classified_rows(&sql, &gen, "true", distinct_from(&gen, with, ""), "");
 	return sql.data;
 }

@@ -200,7 +200,7 @@ deliver flights-2013-01-03.csv flights-2013-01-03-resent "applied: 914 staged, 7
 headline "A job sends the sixth day under the name of the fifth: refused."
 fill flights-2013-01-06.csv
 sql -v VERBOSITY=verbose -v file=flights-2013-01-06.csv -v batch=flights-2013-01-05 \
-    -f test/demo/merge.sql 2>&1 | sed 's/^psql:[^ ]* //; /^LOCATION:/d' | tee "$work/refused" || true
+    -f test/demo/merge.sql 2>&1 | sed 's/^psql:[^ ]* //; /^LOCATION:/d' | fold -s -w 119 | tee "$work/refused" || true
 check "the error is a mismatch" "$(grep -o 'II001' "$work/refused")" II001
 
 headline "What the ledger says."

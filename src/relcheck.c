@@ -1,0 +1,249 @@
+/*-------------------------------------------------------------------------
+ *
+ * relcheck.c
+ *	  What a relation is, and whether it can be staging or target.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/relation.h"
+#include "catalog/catalog.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "pgstat.h"
+#include "storage/bufmgr.h"
+#include "storage/lmgr.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include "compat.h"
+#include "relcheck.h"
+#include "spi_util.h"
+
+/* The error for a regclass that is a mere number. */
+void
+idem_relcheck_report_missing(Oid relid)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_UNDEFINED_TABLE),
+			 errmsg("relation with OID %u does not exist", relid),
+			 errhint("Give the table by its name; it may have been dropped meanwhile.")));
+}
+
+/* Lock a relation by OID until the end of the transaction. */
+void
+idem_relcheck_lock(Oid relid, LOCKMODE mode)
+{
+	LockRelationOid(relid, mode);
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+		idem_relcheck_report_missing(relid);
+}
+
+/* The qualified, quoted name of a relation that the caller has locked. */
+char *
+idem_relcheck_name(Oid relid)
+{
+	return quote_qualified_identifier(get_namespace_name_or_temp(get_rel_namespace(relid)),
+									  get_rel_name(relid));
+}
+
+/* What a relation is, in a message. */
+char *
+idem_relcheck_kind(Oid relid)
+{
+	switch (get_rel_relkind(relid))
+	{
+		case RELKIND_RELATION:
+			return "table";
+		case RELKIND_PARTITIONED_TABLE:
+			return "partitioned table";
+		case RELKIND_VIEW:
+			return "view";
+		case RELKIND_MATVIEW:
+			return "materialized view";
+		case RELKIND_FOREIGN_TABLE:
+			return "foreign table";
+		case RELKIND_SEQUENCE:
+			return "sequence";
+		case RELKIND_INDEX:
+		case RELKIND_PARTITIONED_INDEX:
+			return "index";
+		case RELKIND_COMPOSITE_TYPE:
+			return "composite type";
+		default:
+			return "relation";
+	}
+}
+
+/* The row type of a table, InvalidOid if there is no such table. */
+Oid
+idem_relcheck_row_type(Oid relid)
+{
+	return get_rel_type_id(relid);
+}
+
+/* Refuse what no rows can be read from. */
+void
+idem_relcheck_staging(Oid staging)
+{
+	switch (get_rel_relkind(staging))
+	{
+		case RELKIND_RELATION:
+		case RELKIND_PARTITIONED_TABLE:
+		case RELKIND_VIEW:
+		case RELKIND_MATVIEW:
+		case RELKIND_FOREIGN_TABLE:
+			return;
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("cannot read staged rows from \"%s\"", get_rel_name(staging)),
+					 errdetail("It is of kind %s.", idem_relcheck_kind(staging)),
+					 errhint("Staging can be a table, a temporary table, a view, a materialized view or a foreign table.")));
+	}
+}
+
+/* Is the table a hypertable of TimescaleDB? */
+static bool
+is_hypertable(Relation rel)
+{
+	IdemSpiArgs args = {0};
+
+	if (!OidIsValid(get_extension_oid("timescaledb", true)))
+		return false;
+	idem_spi_arg(&args, OIDOID, ObjectIdGetDatum(RelationGetRelid(rel)), false);
+	return idem_spi_execute("SELECT FROM _timescaledb_catalog.hypertable h"
+							" JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) h.schema_name"
+							" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid"
+							" AND c.relname OPERATOR(pg_catalog.=) h.table_name"
+							" WHERE c.oid OPERATOR(pg_catalog.=) $1", &args, true) > 0;
+}
+
+/*
+ * Refuse targets whose batches could be lost or doubled, or that no INSERT
+ * serves. staging is InvalidOid where there is none.
+ */
+void
+idem_relcheck_target(Oid relid, Oid staging)
+{
+	Relation	target = relation_open(relid, NoLock);
+	char	   *name = RelationGetRelationName(target);
+	List	   *members;
+	ListCell   *lc;
+
+	if (staging == relid)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("staging and target are the same table \"%s\"", name),
+				 errhint("Load the incoming rows into a staging table of their own.")));
+	if (target->rd_rel->relkind == RELKIND_VIEW)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot merge into view \"%s\"", name),
+				 errhint("Name the table below the view as the target.")));
+	if (target->rd_rel->relkind != RELKIND_RELATION &&
+		target->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		ereport(ERROR,
+				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				 errmsg("cannot merge into %s \"%s\"", idem_relcheck_kind(relid), name),
+				 errhint("The target must be a table or a partitioned table.")));
+	if (IsCatalogRelation(target))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot merge into system catalog \"%s\"", name),
+				 errhint("The target must be a table of your own.")));
+	if (target->rd_rules != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot merge into table \"%s\", which has rules", name),
+				 errdetail("A rule replaces the statement, so that the rows could not be accounted for."),
+				 errhint("Use a trigger in place of the rule.")));
+
+	members = find_all_inheritors(relid, NoLock, NULL);
+	foreach(lc, members)
+	{
+		Oid			member = lfirst_oid(lc);
+
+		if (member == staging)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("staging \"%s\" is a part of the target \"%s\"",
+							get_rel_name(staging), name),
+					 errhint("Detach it first, or copy its rows to a table of their own.")));
+		if (get_rel_persistence(member) == RELPERSISTENCE_TEMP)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot merge into temporary table \"%s\"", get_rel_name(member)),
+					 errdetail("The ledger would remember the batch after the table is gone."),
+					 errhint("Use a permanent table as the target.")));
+		if (get_rel_persistence(member) == RELPERSISTENCE_UNLOGGED)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot merge into unlogged table \"%s\"", get_rel_name(member)),
+					 errdetail("A crash would empty it, and the ledger would still have the batch."),
+					 errhint("Run ALTER TABLE %s SET LOGGED first.", idem_relcheck_name(member))));
+	}
+	if (target->rd_rel->relkind == RELKIND_RELATION && list_length(members) > 1 &&
+		!is_hypertable(target))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot merge into table \"%s\", which has inheritance children", name),
+				 errdetail("A unique index does not cover the children, so that a key could be stored twice."),
+				 errhint("Use a partitioned table, or merge into the children one by one.")));
+	relation_close(target, NoLock);
+}
+
+/*
+ * Has the current transaction deleted rows from the target or truncated it?
+ * Taken from the counts that the transaction keeps for the statistics; without
+ * track_counts only new storage tells.
+ */
+bool
+idem_relcheck_lost_rows(Oid target)
+{
+	ListCell   *lc;
+	bool		lost = false;
+
+	foreach(lc, find_all_inheritors(target, AccessShareLock, NULL))
+	{
+		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
+
+		if (rel->pgstat_info)
+		{
+			PgStat_TableXactStatus *level;
+
+			for (level = rel->pgstat_info->trans; level; level = level->upper)
+				lost |= level->truncdropped || level->tuples_deleted > 0;
+		}
+		else if (rel->rd_createSubid == InvalidSubTransactionId &&
+				 RELKIND_HAS_STORAGE(rel->rd_rel->relkind))
+			lost |= IDEM_RELATION_HAS_NEW_STORAGE(rel);
+		relation_close(rel, NoLock);
+	}
+	return lost;
+}
+
+/* Has the target, with all its parts, no blocks at all? */
+bool
+idem_relcheck_is_empty(Oid target)
+{
+	ListCell   *lc;
+	bool		empty = true;
+
+	foreach(lc, find_all_inheritors(target, AccessShareLock, NULL))
+	{
+		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
+
+		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
+			empty &= RelationGetNumberOfBlocks(rel) == 0;
+		else if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+			empty = false;		/* cannot be told without asking */
+		relation_close(rel, NoLock);
+	}
+	return empty;
+}
