@@ -185,8 +185,7 @@ TABLE lists ORDER BY k;
 CREATE TABLE audit (k int PRIMARY KEY, v text, _loaded_at timestamp, _run text);
 CREATE TABLE audit_staging (k int, v text, _loaded_at timestamp, _run text);
 INSERT INTO audit_staging SELECT i, 'v', '2026-01-01', 'run 1' FROM generate_series(1, 3) i;
-SELECT summary, fingerprint AS audit1 FROM idem_merge('audit_staging', 'audit', '{k}', '1', audit_cols => '{_loaded_at,_run}') \gset audit_
-\echo :audit_summary
+SELECT status, summary FROM idem_merge('audit_staging', 'audit', '{k}', '1', audit_cols => '{_loaded_at,_run}');
 -- A retry by a later run is a replay all the same.
 UPDATE audit_staging SET _loaded_at = '2026-01-02', _run = 'run 2';
 SELECT status, summary FROM idem_merge('audit_staging', 'audit', '{k}', '1', audit_cols => '{_loaded_at,_run}');

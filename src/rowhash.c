@@ -73,6 +73,10 @@
 /* Longer contents enter a row as a digest, so that rows stay short. */
 #define MAX_INLINE_CONTENT	256
 
+/* Kind, length and content of each column; and the sums at the end. */
+#define MAX_ROW_SIZE(ncolumns) \
+	((Size) ((ncolumns) + 1) * (1 + sizeof(uint64) + MAX_INLINE_CONTENT))
+
 #define INITIAL_SLOTS		1024
 
 typedef enum ImageKind
@@ -113,7 +117,7 @@ struct IdemFingerprint
 								 * positions */
 	IdemImageType **types;		/* their types, in the same order */
 	uint64		seed;
-	StringInfoData row;
+	char	   *row;			/* room for the longest row */
 	StringInfoData content;
 	XXH128_hash_t *slots;		/* distinct hashes; all zero means free */
 	uint64		nslots;			/* a power of two */
@@ -586,31 +590,40 @@ idem_rowhash_begin(int ncolumns, char **names, Oid *types, const bool *covered)
 		appendBinaryStringInfo(&all_names, order[i].name, strlen(order[i].name) + 1);
 	}
 	fingerprint->seed = XXH3_64bits(all_names.data, all_names.len);
-	initStringInfo(&fingerprint->row);
+	fingerprint->row = palloc(MAX_ROW_SIZE(count));
 	initStringInfo(&fingerprint->content);
 	fingerprint->nslots = INITIAL_SLOTS;
 	fingerprint->slots = palloc0(INITIAL_SLOTS * sizeof(XXH128_hash_t));
 	return fingerprint;
 }
 
-/*
- * Append a column to the row that is being hashed. Most values are short and
- * need no detour by a second buffer.
- */
-static void
-append_column(IdemFingerprint *fingerprint, IdemImageType *type, Datum value)
+static inline char *
+put_uint64(char *next, uint64 value)
 {
-	StringInfo	row = &fingerprint->row;
+#ifdef WORDS_BIGENDIAN
+	value = pg_bswap64(value);
+#endif
+	memcpy(next, &value, sizeof(value));
+	return next + sizeof(value);
+}
+
+/*
+ * Write a column of the row that is being hashed, and return where the next one
+ * goes. Most values are short and need no detour by a second buffer.
+ */
+static inline char *
+put_column(IdemFingerprint *fingerprint, IdemImageType *type, Datum value, char *next)
+{
 	struct varlena *packed = NULL;
 	const char *data;
 	uint64		len;
 
 	if (type->kind == IMAGE_BYVAL)
 	{
-		appendStringInfoCharMacro(row, 1);
-		append_uint64(row, type->typlen);
-		append_content(type, value, row);
-		return;
+		*next++ = 1;
+		next = put_uint64(next, type->typlen);
+		(void) put_uint64(next, cut_byval(value, type->typlen));
+		return next + type->typlen;
 	}
 	if (type->kind == IMAGE_VARLENA)
 	{
@@ -625,19 +638,23 @@ append_column(IdemFingerprint *fingerprint, IdemImageType *type, Datum value)
 		data = fingerprint->content.data;
 		len = fingerprint->content.len;
 	}
-	appendStringInfoCharMacro(row, len > MAX_INLINE_CONTENT ? 2 : 1);
-	append_uint64(row, len);
+	*next++ = len > MAX_INLINE_CONTENT ? 2 : 1;
+	next = put_uint64(next, len);
 	if (len > MAX_INLINE_CONTENT)
 	{
 		XXH128_hash_t digest = XXH3_128bits(data, len);
 
-		append_uint64(row, digest.low64);
-		append_uint64(row, digest.high64);
+		next = put_uint64(next, digest.low64);
+		next = put_uint64(next, digest.high64);
 	}
 	else
-		appendBinaryStringInfo(row, data, len);
+	{
+		memcpy(next, data, len);
+		next += len;
+	}
 	if (packed && (Pointer) packed != DatumGetPointer(value))
 		pfree(packed);
+	return next;
 }
 
 static inline bool
@@ -697,21 +714,20 @@ add_distinct(IdemFingerprint *fingerprint, XXH128_hash_t hash)
 void
 idem_rowhash_add(IdemFingerprint *fingerprint, const Datum *values, const bool *nulls)
 {
+	char	   *next = fingerprint->row;
 	XXH128_hash_t hash;
 	XXH128_hash_t *slot;
 
-	resetStringInfo(&fingerprint->row);
 	for (int i = 0; i < fingerprint->ncolumns; i++)
 	{
 		int			position = fingerprint->positions[i];
 
 		if (nulls[position])
-			appendStringInfoCharMacro(&fingerprint->row, 0);
+			*next++ = 0;
 		else
-			append_column(fingerprint, fingerprint->types[i], values[position]);
+			next = put_column(fingerprint, fingerprint->types[i], values[position], next);
 	}
-	hash = XXH3_128bits_withSeed(fingerprint->row.data, fingerprint->row.len,
-								 fingerprint->seed);
+	hash = XXH3_128bits_withSeed(fingerprint->row, next - fingerprint->row, fingerprint->seed);
 	if (is_free(hash))
 		hash.low64 = 1;
 	slot = find_slot(fingerprint->slots, fingerprint->nslots, hash);
@@ -751,6 +767,8 @@ hash_text(XXH128_hash_t hash)
 char *
 idem_rowhash_finish(IdemFingerprint *fingerprint)
 {
+	char	   *next;
+
 	if (fingerprint->overflow)
 	{
 		XXH128_hash_t last = {0, 0};
@@ -772,11 +790,10 @@ idem_rowhash_finish(IdemFingerprint *fingerprint)
 		tuplesort_end(fingerprint->overflow);
 		fingerprint->overflow = NULL;
 	}
-	resetStringInfo(&fingerprint->row);
-	append_uint64(&fingerprint->row, fingerprint->sum_low);
-	append_uint64(&fingerprint->row, fingerprint->sum_high);
-	append_uint64(&fingerprint->row, fingerprint->ndistinct);
-	return hash_text(XXH3_128bits_withSeed(fingerprint->row.data, fingerprint->row.len,
+	next = put_uint64(fingerprint->row, fingerprint->sum_low);
+	next = put_uint64(next, fingerprint->sum_high);
+	next = put_uint64(next, fingerprint->ndistinct);
+	return hash_text(XXH3_128bits_withSeed(fingerprint->row, next - fingerprint->row,
 										   fingerprint->seed));
 }
 
