@@ -29,7 +29,9 @@
 #include "utils/resowner.h"
 
 #include "engine_sql.h"
+#include "relcheck.h"
 #include "rowhash.h"
+#include "security.h"
 #include "spi_util.h"
 #include "sqlgen.h"
 
@@ -143,14 +145,14 @@ get_plan(const char *sql, Oid staging, Oid target)
  * for its very number of rows, and not kept.
  */
 static void
-run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid staging, Oid target,
-			  bool writes)
+run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid target, bool writes)
 {
 	ParamListInfo params = makeParamList(1);
 	KeptPlan	unkept = {0};
 	KeptPlan   *entry = &unkept;
 	Oid			argtype = INT8OID;
-	Oid			read = source->materialized ? InvalidOid : staging;
+	Oid			read = source->materialized ? InvalidOid : source->staging;
+	Oid			schema = source->ledger->schema_oid;
 
 	params->params[0].ptype = INT8OID;
 	params->params[0].value = Int64GetDatum(idem_rowfuncs_handle(run));
@@ -159,8 +161,8 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid stagi
 	if (source->materialized)
 		unkept.plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, false);
 	else
-		entry = get_plan(sql, staging, target);
-	idem_spi_require_relations(entry->plan, read, target);
+		entry = get_plan(sql, source->staging, target);
+	idem_spi_require_meaning(entry->plan, read, target, schema);
 	entry->in_use++;
 	PG_TRY();
 	{
@@ -171,34 +173,51 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid stagi
 		entry->in_use--;
 	}
 	PG_END_TRY();
-	idem_spi_require_relations(entry->plan, read, target);
+	idem_spi_require_meaning(entry->plan, read, target, schema);
 }
 
 /*
- * Decide how staging is read. What may give other rows when it is read again,
- * a view or a foreign table, is read into a tuplestore, so that fingerprint and
- * effect are of the same rows. The caller holds an SPI connection, which the
- * source lives as long as.
+ * Begin to read staging, of which the caller holds a lock. The caller holds an
+ * SPI connection, which the source lives as long as.
  */
 void
-idem_engine_sql_prepare(IdemSource *source, Oid staging, char staging_kind,
-						const char *name, List *columns, bool read_only)
+idem_engine_sql_begin(IdemSource *source, const IdemLedger *ledger, Oid staging, bool read_only)
+{
+	char		kind = get_rel_relkind(staging);
+	ListCell   *lc;
+
+	memset(source, 0, sizeof(*source));
+	source->ledger = ledger;
+	source->staging = staging;
+	source->name = idem_relcheck_name(staging);
+	source->read_only = read_only;
+	source->materialize = kind == RELKIND_VIEW || kind == RELKIND_FOREIGN_TABLE;
+	foreach(lc, idem_relinfo_columns(staging, NIL, false))
+	{
+		if (idem_security_may(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT))
+			source->columns = lappend(source->columns, lfirst(lc));
+	}
+}
+
+/* Make sure that the rows can be read as often as it takes. */
+static void
+materialize(IdemSource *source)
 {
 	TupleDesc	tupdesc;
 	Tuplestorestate *store;
 
-	source->read_only = read_only;
-	source->materialized = staging_kind == RELKIND_VIEW || staging_kind == RELKIND_FOREIGN_TABLE;
-	if (!source->materialized)
+	if (!source->materialize || source->materialized)
 		return;
-	store = idem_spi_fill_tuplestore(idem_sqlgen_read(name, columns), staging, read_only, &tupdesc);
+	store = idem_spi_fill_tuplestore(idem_sqlgen_read(source->name, source->columns),
+									 source->staging, source->read_only, &tupdesc);
 	idem_spi_register(IDEM_MATERIALIZED_NAME, store, tupdesc);
+	source->materialized = true;
 }
 
 /* One attempt at a run. Returns what idem_rowfuncs_finish() does. */
 static bool
 attempt(IdemRunKind kind, const IdemSource *source, const IdemMergeInfo *info, const char *sql,
-		Oid staging, int ncolumns, char **names, Oid *types,
+		int ncolumns, char **names, Oid *types,
 		IdemCounts *counts, char **fingerprint)
 {
 	IdemRun    *run = idem_rowfuncs_begin(kind, info, ncolumns, names, types);
@@ -206,7 +225,7 @@ attempt(IdemRunKind kind, const IdemSource *source, const IdemMergeInfo *info, c
 
 	PG_TRY();
 	{
-		run_statement(run, sql, source, staging, info ? info->target : InvalidOid,
+		run_statement(run, sql, source, info ? info->target : InvalidOid,
 					  kind == IDEM_RUN_APPLY);
 		done = idem_rowfuncs_finish(run, counts, fingerprint);
 	}
@@ -223,21 +242,21 @@ attempt(IdemRunKind kind, const IdemSource *source, const IdemMergeInfo *info, c
  * Results are palloc'd in the current memory context here and below.
  */
 void
-idem_engine_sql_scan(const IdemSource *source, Oid staging, const char *name, List *columns,
-					 const char *schema, IdemCounts *counts, char **fingerprint)
+idem_engine_sql_scan(IdemSource *source, List *columns, IdemCounts *counts, char **fingerprint)
 {
 	int			ncolumns = list_length(columns);
-	char	  **names = palloc(sizeof(char *) * Max(ncolumns, 1));
-	Oid		   *types = palloc(sizeof(Oid) * Max(ncolumns, 1));
+	char	  **names = palloc(sizeof(char *) * ncolumns);
+	Oid		   *types = palloc(sizeof(Oid) * ncolumns);
 	ListCell   *lc;
 
 	foreach(lc, columns)
 		names[foreach_current_index(lc)] = lfirst(lc);
-	idem_relinfo_column_types(staging, columns, types);
+	idem_relinfo_column_types(source->staging, columns, types);
+	materialize(source);
 	(void) attempt(IDEM_RUN_SCAN, source, NULL,
-				   idem_sqlgen_scan(source->materialized ? IDEM_MATERIALIZED_NAME : name,
-									columns, schema),
-				   staging, ncolumns, names, types, counts, fingerprint);
+				   idem_sqlgen_scan(source->materialize ? IDEM_MATERIALIZED_NAME : source->name,
+									columns, source->ledger->schema),
+				   ncolumns, names, types, counts, fingerprint);
 }
 
 static void
@@ -252,18 +271,27 @@ merge_columns(const IdemMergeInfo *info, char ***names, Oid **types)
 	}
 }
 
+/* The statement that applies the batch, or with dry_run counts what it would do. */
+char *
+idem_engine_sql_statement(const IdemSource *source, const IdemMergeInfo *info, bool dry_run)
+{
+	return dry_run ? idem_sqlgen_classify(info, source->ledger->schema, source->materialize) :
+		idem_sqlgen_apply(info, source->ledger->schema, source->materialize);
+}
+
 /* Count what applying the batch would do. */
 void
-idem_engine_sql_classify(const IdemSource *source, const IdemMergeInfo *info,
-						 const char *schema, IdemCounts *counts, char **fingerprint)
+idem_engine_sql_classify(IdemSource *source, const IdemMergeInfo *info,
+						 IdemCounts *counts, char **fingerprint)
 {
 	char	  **names;
 	Oid		   *types;
 
 	merge_columns(info, &names, &types);
+	materialize(source);
 	(void) attempt(IDEM_RUN_CLASSIFY, source, info,
-				   idem_sqlgen_classify(info, schema, source->materialized),
-				   info->staging, info->ncolumns, names, types, counts, fingerprint);
+				   idem_engine_sql_statement(source, info, true),
+				   info->ncolumns, names, types, counts, fingerprint);
 }
 
 /*
@@ -282,7 +310,7 @@ attempt_in_subtransaction(const IdemSource *source, const IdemMergeInfo *info, c
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		done = attempt(IDEM_RUN_APPLY, source, info, sql, info->staging, info->ncolumns,
+		done = attempt(IDEM_RUN_APPLY, source, info, sql, info->ncolumns,
 					   names, types, counts, fingerprint);
 	}
 	PG_CATCH();
@@ -315,20 +343,21 @@ attempt_in_subtransaction(const IdemSource *source, const IdemMergeInfo *info, c
  * shows that the row is gone.
  */
 void
-idem_engine_sql_apply(const IdemSource *source, const IdemMergeInfo *info,
-					  const char *schema, IdemCounts *counts, char **fingerprint)
+idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
+					  IdemCounts *counts, char **fingerprint)
 {
-	char	   *sql = idem_sqlgen_apply(info, schema, source->materialized);
+	char	   *sql = idem_engine_sql_statement(source, info, false);
 	bool		can_retry = info->keeps_stored && !IsolationUsesXactSnapshot();
 	char	  **names;
 	Oid		   *types;
 
 	merge_columns(info, &names, &types);
+	materialize(source);
 	for (int i = 0; i < (can_retry ? MAX_ATTEMPTS : 1); i++)
 	{
 		if (can_retry ?
 			attempt_in_subtransaction(source, info, sql, names, types, counts, fingerprint) :
-			attempt(IDEM_RUN_APPLY, source, info, sql, info->staging, info->ncolumns,
+			attempt(IDEM_RUN_APPLY, source, info, sql, info->ncolumns,
 					names, types, counts, fingerprint))
 			return;
 	}
@@ -337,4 +366,11 @@ idem_engine_sql_apply(const IdemSource *source, const IdemMergeInfo *info,
 			 errmsg("could not serialize access due to concurrent delete"),
 			 errdetail("A stored row of the batch was deleted before it could be updated."),
 			 errhint("Run the transaction again.")));
+}
+
+/* Give the target the columns that only staging has, as the caller. */
+void
+idem_engine_sql_add_columns(const IdemMergeInfo *info)
+{
+	(void) idem_spi_execute(idem_sqlgen_add_columns(info), NULL, false);
 }

@@ -8,25 +8,35 @@
 #ifndef IDEM_ENGINE_SQL_H
 #define IDEM_ENGINE_SQL_H
 
+#include "ledger.h"
 #include "rowfuncs.h"
 
-/* Staging as a merge reads it. */
+/*
+ * Staging as a merge reads it. What may give other rows when it is read again,
+ * a view or a foreign table, is read once into a tuplestore, when rows are
+ * wanted for the first time.
+ */
 typedef struct IdemSource
 {
-	bool		materialized;	/* into the tuplestore below, once and for all */
-	bool		read_only;
+	const IdemLedger *ledger;
+	Oid			staging;
+	char	   *name;			/* qualified and quoted */
+	List	   *columns;		/* of char *, those that may be read */
+	bool		read_only;		/* nothing may be written */
+	bool		materialize;
+	bool		materialized;
 } IdemSource;
 
-extern void idem_engine_sql_prepare(IdemSource *source, Oid staging, char staging_kind,
-									const char *name, List *columns, bool read_only);
-extern void idem_engine_sql_scan(const IdemSource *source, Oid staging, const char *name,
-								 List *columns, const char *schema,
+extern void idem_engine_sql_begin(IdemSource *source, const IdemLedger *ledger, Oid staging,
+								  bool read_only);
+extern void idem_engine_sql_scan(IdemSource *source, List *columns,
 								 IdemCounts *counts, char **fingerprint);
-extern void idem_engine_sql_classify(const IdemSource *source, const IdemMergeInfo *info,
-									 const char *schema,
+extern void idem_engine_sql_classify(IdemSource *source, const IdemMergeInfo *info,
 									 IdemCounts *counts, char **fingerprint);
-extern void idem_engine_sql_apply(const IdemSource *source, const IdemMergeInfo *info,
-								  const char *schema,
+extern void idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
 								  IdemCounts *counts, char **fingerprint);
+extern char *idem_engine_sql_statement(const IdemSource *source, const IdemMergeInfo *info,
+									   bool dry_run);
+extern void idem_engine_sql_add_columns(const IdemMergeInfo *info);
 
 #endif							/* IDEM_ENGINE_SQL_H */

@@ -78,6 +78,7 @@ idem_ledger_open(Oid function)
 		current.schema = MemoryContextStrdup(TopMemoryContext,
 											 quote_identifier(get_namespace_name(namespace_oid)));
 		current.relid = relid;
+		current.schema_oid = namespace_oid;
 	}
 	current.owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);

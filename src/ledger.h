@@ -16,7 +16,8 @@ typedef struct IdemLedger
 {
 	Oid			relid;
 	Oid			owner;
-	char	   *schema;			/* quoted; of all our objects */
+	Oid			schema_oid;		/* of all our objects */
+	char	   *schema;			/* its name, quoted */
 } IdemLedger;
 
 /* What identifies a batch. */

@@ -29,7 +29,6 @@
 #include "rowhash.h"
 #include "security.h"
 #include "spi_util.h"
-#include "sqlgen.h"
 #include "turn.h"
 
 #define ENGINE_SQL "sql"
@@ -71,14 +70,14 @@ set_rows(int64 *rows, const IdemCounts *counts)
 	rows[7] = counts->skipped;
 }
 
-/* The columns that the fingerprint covers, or all that are read. */
+/* The columns that the fingerprint covers. */
 static List *
-staged_columns(const IdemMergeInfo *info, bool with_audit)
+staged_columns(const IdemMergeInfo *info)
 {
 	List	   *names = NIL;
 
 	for (int i = 0; i < info->ncolumns; i++)
-		if (with_audit || !info->columns[i].is_audit)
+		if (!info->columns[i].is_audit)
 			names = lappend(names, info->columns[i].name);
 	return names;
 }
@@ -89,8 +88,7 @@ scan(Merge *merge, List *columns, IdemCounts *counts)
 {
 	char	   *fingerprint;
 
-	idem_engine_sql_scan(&merge->source, merge->info->staging, merge->info->staging_name,
-						 columns, merge->ledger->schema, counts, &fingerprint);
+	idem_engine_sql_scan(&merge->source, columns, counts, &fingerprint);
 	return fingerprint;
 }
 
@@ -204,21 +202,20 @@ report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 			 errhint("Use another batch id or another pipeline.")));
 }
 
-/* Are the columns among those that staging was read by? */
+/* Are the columns among those that staging is read by? */
 static bool
 can_scan(Merge *merge, List *columns)
 {
-	List	   *read = staged_columns(merge->info, true);
 	ListCell   *lc;
 	ListCell   *other;
 
-	if (!merge->source.materialized)
+	if (!merge->source.materialize)
 		return true;
 	foreach(lc, columns)
 	{
 		bool		found = false;
 
-		foreach(other, read)
+		foreach(other, merge->source.columns)
 			found |= strcmp(lfirst(lc), lfirst(other)) == 0;
 		if (!found)
 			return false;
@@ -274,8 +271,7 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 		 * whether it is a retry or a return to an earlier state, only the
 		 * caller knows.
 		 */
-		idem_engine_sql_classify(&merge->source, merge->info, merge->ledger->schema,
-								 &counts, &fingerprint);
+		idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
 		differing = counts.inserted + counts.updated;
 		if (differing > 0)
 			ereport(ERROR,
@@ -321,7 +317,7 @@ add_columns(Merge *merge)
 {
 	if (merge->info->added == NIL)
 		return;
-	(void) idem_spi_execute(idem_sqlgen_add_columns(merge->info), NULL, false);
+	idem_engine_sql_add_columns(merge->info);
 	merge->info = idem_relinfo_resolve(merge->request);
 }
 
@@ -335,8 +331,7 @@ apply(Merge *merge, const char *status, int32 revision)
 	TimestampTz finished;
 
 	add_columns(merge);
-	idem_engine_sql_apply(&merge->source, merge->info, merge->ledger->schema,
-						  &counts, &fingerprint);
+	idem_engine_sql_apply(&merge->source, merge->info, &counts, &fingerprint);
 	if (merge->fingerprint && strcmp(merge->fingerprint, fingerprint) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -347,7 +342,7 @@ apply(Merge *merge, const char *status, int32 revision)
 	finished = GetCurrentTimestamp();
 	set_rows(result->rows, &counts);
 	idem_ledger_complete(merge->ledger, &merge->key, result->rows, fingerprint,
-						 staged_columns(merge->info, false), ENGINE_SQL,
+						 staged_columns(merge->info), ENGINE_SQL,
 						 merge->started, finished);
 	result->status = status;
 	result->revision = revision;
@@ -406,8 +401,7 @@ dry_run(Merge *merge)
 	IdemCounts	counts;
 	char	   *fingerprint;
 
-	idem_engine_sql_classify(&merge->source, merge->info, merge->ledger->schema,
-							 &counts, &fingerprint);
+	idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
 	set_rows(result->rows, &counts);
 	result->status = "dry_run";
 	result->batch_id = merge->request->batch_id;
@@ -459,8 +453,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 	MemoryContextSwitchTo(context);
 	merge.info = info = resolve(request);
 	idem_relinfo_report(info);
-	idem_engine_sql_prepare(&merge.source, info->staging, info->staging_kind,
-							info->staging_name, staged_columns(info, true), request->dry_run);
+	idem_engine_sql_begin(&merge.source, ledger, info->staging, request->dry_run);
 	if (request->dry_run)
 		dry_run(&merge);
 	else
@@ -472,7 +465,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 		if (request->batch_id == NULL)
 		{
 			merge.derived = true;
-			merge.fingerprint = scan(&merge, staged_columns(info, false), &counts);
+			merge.fingerprint = scan(&merge, staged_columns(info), &counts);
 			merge.key.batch_id = psprintf("content:%s",
 										  idem_rowhash_text(merge.fingerprint, info->options));
 		}
@@ -503,7 +496,7 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 	MemoryContext context = CurrentMemoryContext;
 	IdemMergeInfo *info;
 	bool		adds;
-	bool		materialized;
+	IdemSource	source;
 	IdemRequest look = *request;
 
 	/* Whatever it would lock, to look takes no more than AccessShare. */
@@ -512,8 +505,7 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 	MemoryContextSwitchTo(context);
 	info = resolve(&look);
 	adds = info->added != NIL;
-	materialized = get_rel_relkind(info->staging) == RELKIND_VIEW ||
-		get_rel_relkind(info->staging) == RELKIND_FOREIGN_TABLE;
+	idem_engine_sql_begin(&source, ledger, info->staging, true);
 	explanation->engine = ENGINE_SQL;
 	explanation->reason = "it serves every target, and is the only engine of this version";
 	if (request->dry_run)
@@ -526,9 +518,7 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 									  info->commutes ?
 									  "the target's turn together with merges of the same columns" :
 									  "the target's turn");
-	explanation->statement = request->dry_run ?
-		idem_sqlgen_classify(info, ledger->schema, materialized) :
-		idem_sqlgen_apply(info, ledger->schema, materialized);
+	explanation->statement = idem_engine_sql_statement(&source, info, request->dry_run);
 	idem_spi_finish();
 }
 
@@ -550,15 +540,18 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 	idem_relcheck_lock(staging, AccessShareLock);
 	idem_relcheck_staging(staging);
 	columns = idem_relinfo_columns(staging, columns, false);
+	if (columns == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("relation \"%s\" has no columns", get_rel_name(staging)),
+				 errhint("A fingerprint is of the values in columns.")));
 	foreach(lc, columns)
 		idem_security_require(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT);
 
 	idem_spi_connect();
 	MemoryContextSwitchTo(context);
-	idem_engine_sql_prepare(&source, staging, get_rel_relkind(staging),
-							idem_relcheck_name(staging), columns, true);
-	idem_engine_sql_scan(&source, staging, idem_relcheck_name(staging), columns,
-						 ledger->schema, &counts, &fingerprint);
+	idem_engine_sql_begin(&source, ledger, staging, true);
+	idem_engine_sql_scan(&source, columns, &counts, &fingerprint);
 	idem_spi_finish();
 	return fingerprint;
 }

@@ -12,6 +12,7 @@
 
 #include "access/genam.h"
 #include "access/relation.h"
+#include "access/sysattr.h"
 #include "access/table.h"
 #include "catalog/heap.h"
 #include "catalog/pg_am.h"
@@ -413,6 +414,8 @@ use_index(IdemMergeInfo *info, Relation index, Relation target)
 	info->keys = palloc0(sizeof(IdemKeyColumn) * info->nkeys);
 	info->index_name = idem_relcheck_name(RelationGetRelid(index));
 	info->nulls_not_distinct = index->rd_index->indnullsnotdistinct;
+	/* Where all of a key can be NULL, only a system column never is. */
+	info->witness = TableOidAttributeNumber;
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		IdemKeyColumn *key = &info->keys[i];
@@ -434,6 +437,8 @@ use_index(IdemMergeInfo *info, Relation index, Relation target)
 												 BTLessStrategyNumber);
 		key->nulls_first = (index->rd_indoption[i] & INDOPTION_NULLS_FIRST) != 0;
 		key->nullable = !att->attnotnull;
+		if (info->witness < 0 && (!info->nulls_not_distinct || !key->nullable))
+			info->witness = attnum;
 		classes = SysCacheGetAttr(INDEXRELID, index->rd_indextuple,
 								  Anum_pg_index_indclass, &isnull);
 		key->opclass = ((oidvector *) DatumGetPointer(classes))->values[i];
@@ -781,6 +786,7 @@ idem_relinfo_require_privileges(const IdemMergeInfo *info)
 
 	idem_security_require_visible(info->staging);
 	idem_security_require_visible(info->target);
+	idem_security_require(info->target, info->witness, ACL_SELECT);
 	for (int i = 0; i < info->ncolumns; i++)
 	{
 		IdemColumn *column = &info->columns[i];

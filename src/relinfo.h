@@ -156,6 +156,8 @@ typedef struct IdemMergeInfo
 
 	char	   *index_name;		/* of the key's index, qualified */
 	bool		nulls_not_distinct;
+	AttrNumber	witness;		/* column of the target that tells by not
+								 * being NULL that there is a stored row */
 	IdemOnDuplicate on_duplicate;	/* never the default */
 	bool		sets_anything;	/* a match can be a reason to write */
 	bool		keeps_stored;	/* proposes stored values for some columns */

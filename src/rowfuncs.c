@@ -583,8 +583,8 @@ count_left_alone(IdemRun *run, RowComparison comparison)
 }
 
 /*
- * A staged row beside the stored one of its key, whose tableoid is the second
- * argument: NULL if there is none.
+ * A staged row beside the stored one of its key. The second argument is NULL if
+ * there is none.
  */
 Datum
 idem_row_classify(PG_FUNCTION_ARGS)

@@ -12,15 +12,20 @@
  */
 #include "postgres.h"
 
+#include "catalog/dependency.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "executor/tstoreReceiver.h"
 #include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
 #include "parser/parsetree.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/queryenvironment.h"
+#include "utils/regproc.h"
 #include "utils/snapmgr.h"
 
 #include "spi_util.h"
@@ -94,14 +99,47 @@ idem_spi_free_plan(SPIPlanPtr plan)
 }
 
 /*
- * Make sure that the statement means the relations that the caller has locked
- * by OID: between locking and parsing, a name can come to mean another one (a
+ * Find a function that goes by one of the names that generated statements call
+ * in our schema, and is not ours: an overload that fits the types of a call
+ * better than VARIADIC "any" does.
+ */
+static bool
+find_foreign_function(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, FuncExpr))
+	{
+		Oid			function = ((FuncExpr *) node)->funcid;
+		char	   *name = get_func_name(function);
+
+		if (name && get_func_namespace(function) == *(Oid *) context &&
+			(strncmp(name, "idem_row_", 9) == 0 || strcmp(name, "idem_column_default") == 0 ||
+			 strcmp(name, "idem_assign") == 0 || strcmp(name, "idem_image") == 0) &&
+			getExtensionOfObject(ProcedureRelationId, function) !=
+			get_extension_oid("idempotent_ingest", true))
+			ereport(ERROR,
+					(errcode(ERRCODE_AMBIGUOUS_FUNCTION),
+					 errmsg("function %s is not part of extension \"idempotent_ingest\"",
+							format_procedure(function)),
+					 errdetail("It would be called in place of the extension's own function."),
+					 errhint("Drop the function, and revoke CREATE on the extension's schema.")));
+	}
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, find_foreign_function, context, 0);
+	return expression_tree_walker(node, find_foreign_function, context);
+}
+
+/*
+ * Make sure that the statement means what it was generated for: the relations
+ * that the caller has locked by OID, and our functions in the given schema.
+ * Between locking and parsing, a name can come to mean another relation (a
  * schema was renamed). To be called before the plan is run and once more
  * afterwards, since a plan that became invalid is analyzed again. InvalidOid
  * for a relation that the statement does not use.
  */
 void
-idem_spi_require_relations(SPIPlanPtr plan, Oid read, Oid written)
+idem_spi_require_meaning(SPIPlanPtr plan, Oid read, Oid written, Oid schema)
 {
 	List	   *relations = NIL;
 	bool		writes_it = true;
@@ -119,6 +157,7 @@ idem_spi_require_relations(SPIPlanPtr plan, Oid read, Oid written)
 
 			if (query->resultRelation > 0)
 				writes_it &= rt_fetch(query->resultRelation, query->rtable)->relid == written;
+			(void) find_foreign_function((Node *) query, &schema);
 		}
 	}
 	if (!writes_it ||
@@ -229,7 +268,7 @@ idem_spi_fill_tuplestore(const char *sql, Oid relid, bool read_only, TupleDesc *
 	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 
-	idem_spi_require_relations(plan, relid, InvalidOid);
+	idem_spi_require_meaning(plan, relid, InvalidOid, InvalidOid);
 	*tupdesc = CreateTupleDescCopy(source->resultDesc);
 	MemoryContextSwitchTo(old_context);
 	/* Detoasted: the values must outlive the snapshot that they were read by. */
@@ -238,7 +277,7 @@ idem_spi_fill_tuplestore(const char *sql, Oid relid, bool read_only, TupleDesc *
 	options.dest = dest;
 	check(SPI_execute_plan_extended(plan, &options), "SPI_execute_plan");
 	dest->rDestroy(dest);
-	idem_spi_require_relations(plan, relid, InvalidOid);
+	idem_spi_require_meaning(plan, relid, InvalidOid, InvalidOid);
 	return store;
 }
 

@@ -32,7 +32,7 @@ extern SPIPlanPtr idem_spi_prepare(const char *sql, int nargs, Oid *types,
 								   int cursor_options, bool keep);
 extern bool idem_spi_plan_is_valid(SPIPlanPtr plan);
 extern void idem_spi_free_plan(SPIPlanPtr plan);
-extern void idem_spi_require_relations(SPIPlanPtr plan, Oid read, Oid written);
+extern void idem_spi_require_meaning(SPIPlanPtr plan, Oid read, Oid written, Oid schema);
 extern uint64 idem_spi_run_plan(SPIPlanPtr plan, ParamListInfo params, bool read_only);
 extern uint64 idem_spi_execute(const char *sql, IdemSpiArgs *args, bool read_only);
 extern uint64 idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, IdemSpiArgs *args,

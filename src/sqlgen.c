@@ -7,7 +7,7 @@
  *
  *	INSERT INTO target AS t (k, v)
  *	SELECT p.k, p.v
- *	FROM (SELECT s.k, s.v, t.tableoid IS NOT NULL AS matched
+ *	FROM (SELECT s.k, s.v, t.k IS NOT NULL AS matched
  *		  FROM (SELECT d.k, d.v
  *				FROM (SELECT s.k, s.v
  *					  FROM (SELECT s.k, s.v FROM staging AS s
@@ -15,7 +15,7 @@
  *					  ORDER BY s.k OFFSET 0) AS d
  *				WHERE idem_row_distinct($1, d.k, d.v)) AS s
  *		  LEFT JOIN target AS t ON t.k = s.k
- *		  WHERE idem_row_classify($1, t.tableoid, s.v, t.v)
+ *		  WHERE idem_row_classify($1, t.k, s.v, t.v)
  *		  ORDER BY s.k OFFSET 0) AS p
  *	WHERE idem_row_propose($1, p.matched, p.k)
  *	ON CONFLICT (k) DO UPDATE SET v = EXCLUDED.v
@@ -66,6 +66,7 @@ typedef struct Generator
 	const char *schema;			/* ours, quoted */
 	bool		materialized;
 	const char *matched;		/* a column name that the target does not have */
+	char	   *witness;		/* NULL if there is no stored row */
 } Generator;
 
 static const char *
@@ -422,7 +423,7 @@ append_classified_rows(StringInfo sql, const Generator *gen, const char *tlist,
 			if (info->keys[i].nullable)
 				appendStringInfo(sql, "s.%s %s AND ", name_of(gen, info->keys[i].column),
 								 pattern & (1 << bit++) ? "IS NULL" : "IS NOT NULL");
-		appendStringInfo(sql, "%s.idem_row_classify($1, t.tableoid", gen->schema);
+		appendStringInfo(sql, "%s.idem_row_classify($1, %s", gen->schema, gen->witness);
 		append_pairs(sql, gen, "s");
 		appendStringInfoString(sql, ")\n");
 	}
@@ -474,7 +475,7 @@ generate_update(const Generator *gen)
 	append_columns(&sql, gen, "s");
 	appendStringInfo(&sql, "\n    FROM s\n    JOIN %s AS t ON ", info->target_name);
 	append_key_condition(&sql, gen, "s", pattern);
-	appendStringInfo(&sql, "\n    WHERE %s.idem_row_classify($1, t.tableoid", gen->schema);
+	appendStringInfo(&sql, "\n    WHERE %s.idem_row_classify($1, %s", gen->schema, gen->witness);
 	append_pairs(&sql, gen, "s");
 	appendStringInfoString(&sql, ")\n    ORDER BY ");
 	append_key_order(&sql, gen, "s");
@@ -511,14 +512,14 @@ classified_tlist(const Generator *gen)
 
 		appendStringInfoString(&tlist, i > 0 ? ", " : "");
 		if (keeps)
-			appendStringInfo(&tlist, "CASE WHEN t.tableoid IS NULL THEN s.%s ELSE t.%s END AS %s",
-							 name, name, name);
+			appendStringInfo(&tlist, "CASE WHEN %s IS NULL THEN s.%s ELSE t.%s END AS %s",
+							 gen->witness, name, name, name);
 		else
 			appendStringInfo(&tlist, "s.%s", name);
 	}
 	for (int i = 0; i < info->nlacking; i++)
 		appendStringInfo(&tlist, ", t.%s", quote_identifier(info->lacking[i].name));
-	appendStringInfo(&tlist, ", t.tableoid IS NOT NULL AS %s", gen->matched);
+	appendStringInfo(&tlist, ", %s IS NOT NULL AS %s", gen->witness, gen->matched);
 	return tlist.data;
 }
 
@@ -625,6 +626,7 @@ init_generator(Generator *gen, const IdemMergeInfo *info, const char *schema, bo
 		}
 	}
 	gen->matched = matched;
+	gen->witness = psprintf("t.%s", quote_identifier(get_attname(info->target, info->witness, false)));
 }
 
 /*

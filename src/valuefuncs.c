@@ -46,9 +46,10 @@ prepare_assignment(FunctionCallInfo fcinfo)
 	input->collation = get_typcollation(input->typeId);
 	if (target == NULL)
 		elog(ERROR, "could not determine the type to assign to");
-	expression = coerce_to_target_type(NULL, (Node *) input, input->typeId,
-									   exprType(target), exprTypmod(target),
-									   COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
+	expression = input->typeId == UNKNOWNOID ? NULL :
+		coerce_to_target_type(NULL, (Node *) input, input->typeId,
+							  exprType(target), exprTypmod(target),
+							  COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
 	if (expression == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_CANNOT_COERCE),
@@ -82,11 +83,45 @@ idem_assign(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(result);
 }
 
-/* A sort key by image. */
+/* The image types of the columns that idem_image got last. */
+typedef struct ImageColumns
+{
+	Oid			type;			/* of the record; InvalidOid for separate
+								 * columns */
+	int32		typmod;
+	int			count;
+	IdemImageType **types;
+} ImageColumns;
+
+static ImageColumns *
+prepare_images(FunctionCallInfo fcinfo, TupleDesc tupdesc, int count)
+{
+	ImageColumns *columns = fcinfo->flinfo->fn_extra;
+	MemoryContext old_context;
+
+	/* A record can be of another type each time. */
+	if (columns && (tupdesc == NULL || (columns->type == tupdesc->tdtypeid &&
+										columns->typmod == tupdesc->tdtypmod)))
+		return columns;
+	old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+	columns = palloc0(sizeof(ImageColumns));
+	columns->type = tupdesc ? tupdesc->tdtypeid : InvalidOid;
+	columns->typmod = tupdesc ? tupdesc->tdtypmod : -1;
+	columns->count = count;
+	columns->types = palloc(sizeof(IdemImageType *) * Max(count, 1));
+	for (int i = 0; i < count; i++)
+		columns->types[i] = idem_rowhash_type(tupdesc ? TupleDescAttr(tupdesc, i)->atttypid :
+											  get_fn_expr_argtype(fcinfo->flinfo, i));
+	fcinfo->flinfo->fn_extra = columns;
+	MemoryContextSwitchTo(old_context);
+	return columns;
+}
+
+/* A sort key by image, of separate columns or of those of one record. */
 Datum
 idem_image(PG_FUNCTION_ARGS)
 {
-	IdemImageType **types = fcinfo->flinfo->fn_extra;
+	ImageColumns *columns;
 	StringInfoData key;
 
 	initStringInfo(&key);
@@ -98,38 +133,20 @@ idem_image(PG_FUNCTION_ARGS)
 		TupleDesc	tupdesc = lookup_rowtype_tupdesc(HeapTupleHeaderGetTypeId(header),
 													 HeapTupleHeaderGetTypMod(header));
 		int			natts = tupdesc->natts;
-		Datum	   *values = palloc(sizeof(Datum) * natts);
-		bool	   *nulls = palloc(sizeof(bool) * natts);
+		Datum	   *values = palloc(sizeof(Datum) * Max(natts, 1));
+		bool	   *nulls = palloc(sizeof(bool) * Max(natts, 1));
 
-		if (types == NULL)
-		{
-			MemoryContext old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-
-			types = palloc(sizeof(IdemImageType *) * natts);
-			for (int i = 0; i < natts; i++)
-				types[i] = idem_rowhash_type(TupleDescAttr(tupdesc, i)->atttypid);
-			fcinfo->flinfo->fn_extra = types;
-			MemoryContextSwitchTo(old_context);
-		}
+		columns = prepare_images(fcinfo, tupdesc, natts);
 		ReleaseTupleDesc(tupdesc);
 		idem_rowhash_deform(PG_GETARG_DATUM(0), natts, values, nulls);
 		for (int i = 0; i < natts; i++)
-			idem_rowhash_order(types[i], values[i], nulls[i], &key);
+			idem_rowhash_order(columns->types[i], values[i], nulls[i], &key);
 	}
 	else
 	{
-		if (types == NULL)
-		{
-			MemoryContext old_context = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
-
-			types = palloc(sizeof(IdemImageType *) * PG_NARGS());
-			for (int i = 0; i < PG_NARGS(); i++)
-				types[i] = idem_rowhash_type(get_fn_expr_argtype(fcinfo->flinfo, i));
-			fcinfo->flinfo->fn_extra = types;
-			MemoryContextSwitchTo(old_context);
-		}
+		columns = prepare_images(fcinfo, NULL, PG_NARGS());
 		for (int i = 0; i < PG_NARGS(); i++)
-			idem_rowhash_order(types[i], PG_GETARG_DATUM(i), PG_ARGISNULL(i), &key);
+			idem_rowhash_order(columns->types[i], PG_GETARG_DATUM(i), PG_ARGISNULL(i), &key);
 	}
 	SET_VARSIZE(key.data, key.len);
 	PG_RETURN_BYTEA_P(key.data);
