@@ -296,7 +296,8 @@ idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const in
  * Has a merge into the target committed since the snapshot of this transaction
  * was taken? Then a merge under that snapshot would take as unchanged what the
  * other one has changed. turn_class is that of merges which do not matter, for
- * they commute with ours; NULL if all do. Only above READ COMMITTED.
+ * they commute with ours; NULL if all matter. Only above READ COMMITTED. Rows
+ * restored from another cluster can have an xid of the future; these are old.
  */
 bool
 idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_class)
@@ -315,8 +316,9 @@ idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_cl
 	idem_spi_arg(&args, INT4OID, Int32GetDatum(turn_class ? *turn_class : 0), turn_class == NULL);
 	overtaken = idem_spi_execute_latest(psprintf("SELECT FROM %s.idem_ledger WHERE target = $1"
 												 " AND operation = 'merge'"
-												 " AND turn IS DISTINCT FROM $3"
+												 " AND (turn IS NULL OR $3 IS NULL OR turn <> $3)"
 												 " AND xid::text::bigint >= pg_snapshot_xmin($2::pg_snapshot)::text::bigint"
+												 " AND xid < pg_snapshot_xmax(pg_current_snapshot())"
 												 " AND NOT pg_visible_in_snapshot(xid, $2::pg_snapshot)"
 												 " AND xid IS DISTINCT FROM pg_current_xact_id_if_assigned()"
 												 " LIMIT 1", ledger->schema), &args) > 0;

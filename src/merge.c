@@ -155,14 +155,19 @@ require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_LOST_BATCH),
+			 entry->is_merge ?
 			 errmsg("batch \"%s\" was already applied, but target \"%s\" has lost it",
+					key->batch_id, get_rel_name(key->target)) :
+			 errmsg("batch \"%s\" was already claimed, but target \"%s\" has lost it",
 					key->batch_id, get_rel_name(key->target)),
 			 deleted ?
-			 errdetail("It was applied at %s, and this transaction has deleted from the target or truncated it since.",
+			 errdetail("It was recorded at %s, and this transaction has deleted rows from the target or truncated it.",
 					   timestamptz_to_str(entry->applied_at)) :
-			 errdetail("It was applied at %s and wrote rows, and the target is empty now.",
+			 errdetail("It was recorded at %s and wrote rows, and the target is empty now.",
 					   timestamptz_to_str(entry->applied_at)),
-			 errhint("Use on_replay => 'reapply' to apply it again, or idem_forget() to have it forgotten.")));
+			 entry->is_merge ?
+			 errhint("Use on_replay => 'reapply' to apply it again, or idem_forget() to have it forgotten.") :
+			 errhint("Use idem_forget() to have it forgotten, and claim it again.")));
 }
 
 /* II001: the id is known for something else. */

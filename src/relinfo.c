@@ -586,12 +586,6 @@ use_column_lists(IdemMergeInfo *info, Relation staging, Relation target)
 					 errmsg("version column \"%s\" cannot be in \"%s\"", column->name,
 							excludes ? "exclude_cols" : "audit_cols"),
 					 errhint("The version is always stored with the row that it belongs to.")));
-		if (updates && excludes)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("column \"%s\" is in both \"update_cols\" and \"exclude_cols\"",
-							column->name),
-					 errhint("Use one of the two lists.")));
 		column->is_set = !column->is_key && !column->is_generated && !excludes &&
 			(!request->has_update_cols || updates || column->is_version || column->is_audit) &&
 			request->mode != IDEM_MODE_INSERT;

@@ -476,7 +476,10 @@ is_endless(Oid type, Datum value)
 			{
 				Numeric		number = DatumGetNumeric(value);
 
-				return numeric_is_nan(number) || numeric_is_inf(number);
+				return numeric_is_nan(number) ||
+					(numeric_is_inf(number) &&
+					 DatumGetBool(DirectFunctionCall2(numeric_gt, value,
+													  NumericGetDatum(int64_to_numeric(0)))));
 			}
 		case DATEOID:
 			return DATE_IS_NOEND(DatumGetDateADT(value));
@@ -807,7 +810,7 @@ report_faults(IdemRun *run)
 				 errmsg_plural("%lld staged row is older than the stored one",
 							   "%lld staged rows are older than the stored ones",
 							   run->stale_errors, (long long) run->stale_errors),
-				 errdetail("Their version is lower, and \"on_stale\" is error."),
+				 errdetail("A lower version is an error here, since \"on_stale\" is error."),
 				 errhint("Use on_stale => 'skip' to leave the stored rows as they are.")));
 	if (run->endless_versions > 0)
 		ereport(WARNING,
