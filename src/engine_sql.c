@@ -120,6 +120,7 @@ get_plan(const char *sql, Oid staging, Oid target)
 			oldest = entry;
 	}
 	plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, oldest != NULL);
+	idem_spi_plan_without_jit(plan, oldest != NULL);
 	if (oldest == NULL)
 	{
 		/* All are in use, by merges within merges: this one is not kept. */
@@ -159,7 +160,10 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid targe
 	params->params[0].isnull = false;
 	params->params[0].pflags = PARAM_FLAG_CONST;
 	if (source->materialized)
+	{
 		unkept.plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, false);
+		idem_spi_plan_without_jit(unkept.plan, false);
+	}
 	else
 		entry = get_plan(sql, source->staging, target);
 	idem_spi_require_meaning(entry->plan, read, target, schema);

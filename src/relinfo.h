@@ -151,7 +151,8 @@ typedef struct IdemMergeInfo
 	int			nversions;
 	IdemLackingColumn *lacking;
 	int			nlacking;
-	List	   *ignored;		/* staged columns without effect, of char * */
+	List	   *generated;		/* staged columns that the target generates,
+								 * of char * */
 	List	   *added;			/* positions of columns that are to be added */
 
 	char	   *index_name;		/* of the key's index, qualified */

@@ -22,10 +22,12 @@
 #include "parser/parsetree.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/plancache.h"
 #include "utils/queryenvironment.h"
 #include "utils/regproc.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 
 #include "spi_util.h"
@@ -83,6 +85,24 @@ idem_spi_prepare(const char *sql, int nargs, Oid *types, int cursor_options, boo
 	if (keep)
 		check(SPI_keepplan(plan), "SPI_keepplan");
 	return plan;
+}
+
+/*
+ * Plan a statement now, and without JIT: compiling calls of our own functions
+ * costs more than it saves.
+ */
+void
+idem_spi_plan_without_jit(SPIPlanPtr plan, bool kept)
+{
+	int			guc_level = NewGUCNestLevel();
+	CachedPlan *planned;
+
+	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	planned = SPI_plan_get_cached_plan(plan);
+	if (planned)
+		ReleaseCachedPlan(planned, kept ? CurrentResourceOwner : NULL);
+	AtEOXact_GUC(true, guc_level);
 }
 
 /* False once anything that the statement depends on has changed. */

@@ -487,7 +487,9 @@ generate_update(const Generator *gen)
 			appendStringInfo(&sql, "%s%s = l.%s", comma, name_of(gen, i), name_of(gen, i));
 			comma = ", ";
 		}
-	appendStringInfoString(&sql, "\nFROM l\nWHERE ");
+	/* A join may stop early; the counts want all rows to have been looked at. */
+	appendStringInfoString(&sql, "\nFROM l\nWHERE (SELECT pg_catalog.count(*) FROM s) IS NOT NULL"
+						   "\n  AND (SELECT pg_catalog.count(*) FROM l) IS NOT NULL\n  AND ");
 	append_key_condition(&sql, gen, "l", pattern);
 	appendStringInfo(&sql, "\nRETURNING %s.idem_row_applied($1", gen->schema);
 	append_key_arguments(&sql, gen, "t");
