@@ -146,7 +146,7 @@ get_plan(const char *sql, Oid staging, Oid target)
  * for its very number of rows, and not kept.
  */
 static void
-run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid target, bool writes)
+run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid target)
 {
 	ParamListInfo params = makeParamList(1);
 	KeptPlan	unkept = {0};
@@ -170,7 +170,7 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid targe
 	entry->in_use++;
 	PG_TRY();
 	{
-		(void) idem_spi_run_plan(entry->plan, params, !writes);
+		(void) idem_spi_run_plan(entry->plan, params, source->read_only);
 	}
 	PG_FINALLY();
 	{
@@ -229,8 +229,7 @@ attempt(IdemRunKind kind, const IdemSource *source, const IdemMergeInfo *info, c
 
 	PG_TRY();
 	{
-		run_statement(run, sql, source, info ? info->target : InvalidOid,
-					  kind == IDEM_RUN_APPLY);
+		run_statement(run, sql, source, info ? info->target : InvalidOid);
 		done = idem_rowfuncs_finish(run, counts, fingerprint);
 	}
 	PG_FINALLY();

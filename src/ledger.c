@@ -298,6 +298,7 @@ idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const in
  * other one has changed. turn_class is that of merges which do not matter, for
  * they commute with ours; NULL if all matter. Only above READ COMMITTED. Rows
  * restored from another cluster can have an xid of the future; these are old.
+ * A row that was forgotten or revised since is in idem_audit.
  */
 bool
 idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_class)
@@ -314,14 +315,18 @@ idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_cl
 	idem_spi_arg(&args, REGCLASSOID, ObjectIdGetDatum(target), false);
 	idem_spi_arg_text(&args, snapshot);
 	idem_spi_arg(&args, INT4OID, Int32GetDatum(turn_class ? *turn_class : 0), turn_class == NULL);
-	overtaken = idem_spi_execute_latest(psprintf("SELECT FROM %s.idem_ledger WHERE target = $1"
-												 " AND operation = 'merge'"
-												 " AND (turn IS NULL OR $3 IS NULL OR turn <> $3)"
+	overtaken = idem_spi_execute_latest(psprintf("SELECT FROM (SELECT xid, turn FROM %s.idem_ledger"
+												 " WHERE target = $1 AND operation = 'merge'"
 												 " AND xid::text::bigint >= pg_snapshot_xmin($2::pg_snapshot)::text::bigint"
+												 " UNION ALL"
+												 " SELECT (entry->>'xid')::xid8, (entry->>'turn')::integer"
+												 " FROM %s.idem_audit WHERE entry->>'target' = $1::text"
+												 " AND entry->>'operation' = 'merge') AS merged"
+												 " WHERE (turn IS NULL OR $3 IS NULL OR turn <> $3)"
 												 " AND xid < pg_snapshot_xmax(pg_current_snapshot())"
 												 " AND NOT pg_visible_in_snapshot(xid, $2::pg_snapshot)"
 												 " AND xid IS DISTINCT FROM pg_current_xact_id_if_assigned()"
-												 " LIMIT 1", ledger->schema), &args) > 0;
+												 " LIMIT 1", ledger->schema, ledger->schema), &args) > 0;
 	idem_security_pop(&saved);
 	return overtaken;
 }
