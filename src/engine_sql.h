@@ -22,8 +22,9 @@ typedef struct IdemSource
 	Oid			staging;
 	char	   *name;			/* qualified and quoted */
 	List	   *columns;		/* of char *, those that may be read */
-	bool		read_only;		/* under the snapshot of the calling statement; else a
-								 * new one is taken, to see what a wait was for */
+	bool		read_only;		/* under the snapshot of the calling
+								 * statement; else a new one is taken, to see
+								 * what a wait was for */
 	bool		materialize;
 	bool		materialized;
 } IdemSource;

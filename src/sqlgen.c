@@ -139,9 +139,11 @@ operator_name(Oid operator)
 }
 
 /*
- * A staged value converted to the target's type as INSERT would: an explicit
+ * A staged value converted to the target's type as INSERT would. An explicit
  * cast cuts 'abcdef'::varchar(3) silently, so length functions are called with
- * isExplicit false.
+ * isExplicit false, and what has no such function to call (arrays) or passes
+ * isExplicit on goes through idem_assign(). Its second argument stands for a
+ * type: a base type, for a domain may refuse NULL.
  */
 static char *
 assigned(const Generator *gen, const char *alias, const IdemColumn *column)
@@ -149,24 +151,35 @@ assigned(const Generator *gen, const char *alias, const IdemColumn *column)
 	char	   *value = psprintf("%s.%s", alias, quote_identifier(column->name));
 	int32		typmod = column->typmod;
 	Oid			base = getBaseTypeAndTypmod(column->type, &typmod);
-	Oid			function;
+	Oid			staged_base = getBaseType(column->staged_type);
+	Oid			cast_function = InvalidOid;
+	Oid			length_function = InvalidOid;
 
 	if (column->staged_type == column->type &&
 		(column->typmod < 0 || column->typmod == column->staged_typmod))
 		return value;
-	if (typmod < 0)
-		return psprintf("(%s)::%s", value, type_name(column->type));
-	if (base != column->type ||
-		find_typmod_coercion_function(base, &function) == COERCION_PATH_ARRAYCOERCE)
-		return psprintf("%s.idem_assign(%s, NULL::%s)", gen->schema, value,
-						type_name_with_typmod(column->type, column->typmod));
-	if (column->staged_type != base)
-		value = psprintf("(%s)::%s", value, type_name(base));
-	if (OidIsValid(function))
-		value = psprintf("%s(%s, %d%s)",
-						 quote_qualified_identifier(get_namespace_name(get_func_namespace(function)),
-													get_func_name(function)),
-						 value, typmod, get_func_nargs(function) == 3 ? ", false" : "");
+	if (staged_base != base)
+		(void) find_coercion_pathway(base, staged_base, COERCION_ASSIGNMENT, &cast_function);
+	if (typmod >= 0)
+		(void) find_typmod_coercion_function(base, &length_function);
+
+	if (OidIsValid(get_element_type(base)) ||
+		(OidIsValid(cast_function) && get_func_nargs(cast_function) == 3))
+		value = psprintf("%s.idem_assign(%s, NULL::%s)", gen->schema, value,
+						 type_name_with_typmod(base, typmod));
+	else
+	{
+		if (column->staged_type != base)
+			value = psprintf("(%s)::%s", value, type_name(base));
+		if (OidIsValid(length_function))
+			value = psprintf("%s(%s, %d%s)",
+							 quote_qualified_identifier(get_namespace_name(get_func_namespace(length_function)),
+														get_func_name(length_function)),
+							 value, typmod,
+							 get_func_nargs(length_function) == 3 ? ", false" : "");
+	}
+	if (base != column->type)
+		value = psprintf("(%s)::%s", value, type_name(column->type));
 	return value;
 }
 
@@ -241,7 +254,7 @@ static void
 append_stored(StringInfo sql, const Generator *gen, const IdemColumn *column)
 {
 	if (column->target_attnum == 0)
-		appendStringInfo(sql, "NULL::%s", type_name(column->type));
+		appendStringInfo(sql, "NULL::%s", type_name(getBaseType(column->type)));
 	else
 		appendStringInfo(sql, "t.%s", quote_identifier(column->name));
 }
@@ -553,9 +566,17 @@ generate_insert(const Generator *gen)
 		const char *name = quote_identifier(lacking->name);
 
 		if (lacking->has_default)
-			appendStringInfo(&sql, ",\n       CASE WHEN p.%s THEN p.%s ELSE %s.idem_column_default($1, %d::smallint, NULL::%s) END",
-							 gen->matched, name, gen->schema, lacking->attnum,
-							 type_name(lacking->type));
+		{
+			Oid			base = getBaseType(lacking->type);
+			char	   *value = psprintf("%s.idem_column_default($1, %d::smallint, NULL::%s)",
+										 gen->schema, lacking->attnum, type_name(base));
+
+			/* The argument stands for the type, and a domain may refuse NULL. */
+			if (base != lacking->type)
+				value = psprintf("(%s)::%s", value, type_name(lacking->type));
+			appendStringInfo(&sql, ",\n       CASE WHEN p.%s THEN p.%s ELSE %s END",
+							 gen->matched, name, value);
+		}
 		else
 			appendStringInfo(&sql, ", p.%s", name);
 	}
