@@ -433,7 +433,6 @@ merge_error_context(void *arg)
 void
 idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeResult *result)
 {
-	MemoryContext context = CurrentMemoryContext;
 	ErrorContextCallback error_context;
 	Merge		merge = {0};
 	IdemMergeInfo *info;
@@ -455,7 +454,6 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 	error_context_stack = &error_context;
 
 	idem_spi_connect();
-	MemoryContextSwitchTo(context);
 	merge.info = info = resolve(request);
 	idem_relinfo_report(info);
 	idem_engine_sql_begin(&merge.source, ledger, info->staging, request->dry_run);
@@ -498,7 +496,6 @@ void
 idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 				   IdemExplanation *explanation)
 {
-	MemoryContext context = CurrentMemoryContext;
 	IdemMergeInfo *info;
 	bool		adds;
 	IdemSource	source;
@@ -507,7 +504,6 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 	/* Whatever it would lock, to look takes no more than AccessShare. */
 	look.dry_run = true;
 	idem_spi_connect();
-	MemoryContextSwitchTo(context);
 	info = resolve(&look);
 	adds = info->added != NIL;
 	idem_engine_sql_begin(&source, ledger, info->staging, true);
@@ -531,7 +527,6 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 char *
 idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 {
-	MemoryContext context = CurrentMemoryContext;
 	IdemSource	source;
 	IdemCounts	counts;
 	char	   *fingerprint;
@@ -554,7 +549,6 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 		idem_security_require(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT);
 
 	idem_spi_connect();
-	MemoryContextSwitchTo(context);
 	idem_engine_sql_begin(&source, ledger, staging, true);
 	idem_engine_sql_scan(&source, columns, &counts, &fingerprint);
 	idem_spi_finish();
@@ -569,7 +563,6 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 				 const char *batch_id, const char *fingerprint,
 				 Datum metadata, bool metadata_null)
 {
-	MemoryContext context = CurrentMemoryContext;
 	IdemBatchKey key = {0};
 	IdemLedgerEntry entry;
 	bool		claimed;
@@ -589,7 +582,6 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 	}
 
 	idem_spi_connect();
-	MemoryContextSwitchTo(context);
 	if (OidIsValid(target))
 	{
 		idem_relcheck_target(target, InvalidOid);

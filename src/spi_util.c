@@ -3,8 +3,9 @@
  * spi_util.c
  *	  The only way to run SQL in this extension.
  *
- * Every function expects a connection made by idem_spi_connect(), and reports
- * a failure as an error. Results live in SPI's memory until the next statement
+ * Every function expects a connection made by idem_spi_connect(), reports a
+ * failure as an error, and leaves the current memory context as it was, which
+ * SPI does not. Results live in SPI's memory until the next statement
  * or idem_spi_finish(): copy them out by idem_spi_value() or idem_spi_text(),
  * which name the context that the copy shall live in.
  *
@@ -62,7 +63,10 @@ idem_spi_arg_text(IdemSpiArgs *args, const char *value)
 void
 idem_spi_connect(void)
 {
+	MemoryContext context = CurrentMemoryContext;
+
 	check(SPI_connect(), "SPI_connect");
+	MemoryContextSwitchTo(context);
 }
 
 void
@@ -78,12 +82,14 @@ idem_spi_finish(void)
 SPIPlanPtr
 idem_spi_prepare(const char *sql, int nargs, Oid *types, int cursor_options, bool keep)
 {
+	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = SPI_prepare_cursor(sql, nargs, types, cursor_options);
 
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s", SPI_result_code_string(SPI_result));
 	if (keep)
 		check(SPI_keepplan(plan), "SPI_keepplan");
+	MemoryContextSwitchTo(context);
 	return plan;
 }
 
@@ -94,6 +100,7 @@ idem_spi_prepare(const char *sql, int nargs, Oid *types, int cursor_options, boo
 void
 idem_spi_plan_without_jit(SPIPlanPtr plan, bool kept)
 {
+	MemoryContext context = CurrentMemoryContext;
 	int			guc_level = NewGUCNestLevel();
 	CachedPlan *planned;
 
@@ -103,6 +110,7 @@ idem_spi_plan_without_jit(SPIPlanPtr plan, bool kept)
 	if (planned)
 		ReleaseCachedPlan(planned, kept ? CurrentResourceOwner : NULL);
 	AtEOXact_GUC(true, guc_level);
+	MemoryContextSwitchTo(context);
 }
 
 /* False once anything that the statement depends on has changed. */
@@ -115,7 +123,10 @@ idem_spi_plan_is_valid(SPIPlanPtr plan)
 void
 idem_spi_free_plan(SPIPlanPtr plan)
 {
+	MemoryContext context = CurrentMemoryContext;
+
 	check(SPI_freeplan(plan), "SPI_freeplan");
+	MemoryContextSwitchTo(context);
 }
 
 /*
@@ -197,12 +208,14 @@ idem_spi_require_meaning(SPIPlanPtr plan, Oid read, Oid written, Oid schema)
 uint64
 idem_spi_run_plan(SPIPlanPtr plan, ParamListInfo params, bool read_only)
 {
+	MemoryContext context = CurrentMemoryContext;
 	SPIExecuteOptions options = {0};
 
 	options.params = params;
 	options.read_only = read_only;
 	options.dest = None_Receiver;
 	check(SPI_execute_plan_extended(plan, &options), "SPI_execute_plan");
+	MemoryContextSwitchTo(context);
 	return SPI_processed;
 }
 
@@ -210,11 +223,14 @@ idem_spi_run_plan(SPIPlanPtr plan, ParamListInfo params, bool read_only)
 uint64
 idem_spi_execute(const char *sql, IdemSpiArgs *args, bool read_only)
 {
+	MemoryContext context = CurrentMemoryContext;
+
 	if (args)
 		check(SPI_execute_with_args(sql, args->count, args->types, args->values,
 									args->nulls, read_only, 0), "SPI_execute");
 	else
 		check(SPI_execute(sql, read_only, 0), "SPI_execute");
+	MemoryContextSwitchTo(context);
 	return SPI_processed;
 }
 
@@ -225,9 +241,12 @@ idem_spi_execute(const char *sql, IdemSpiArgs *args, bool read_only)
 uint64
 idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, IdemSpiArgs *args, bool read_only)
 {
+	MemoryContext context = CurrentMemoryContext;
+
 	if (*plan == NULL)
 		*plan = idem_spi_prepare(sql, args->count, args->types, 0, true);
 	check(SPI_execute_plan(*plan, args->values, args->nulls, read_only, 0), "SPI_execute_plan");
+	MemoryContextSwitchTo(context);
 	return SPI_processed;
 }
 
@@ -238,10 +257,12 @@ idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, IdemSpiArgs *args, bo
 uint64
 idem_spi_execute_latest(const char *sql, IdemSpiArgs *args)
 {
+	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = idem_spi_prepare(sql, args->count, args->types, 0, false);
 
 	check(SPI_execute_snapshot(plan, args->values, args->nulls, GetLatestSnapshot(),
 							   InvalidSnapshot, true, false, 0), "SPI_execute_snapshot");
+	MemoryContextSwitchTo(context);
 	return SPI_processed;
 }
 
@@ -286,16 +307,15 @@ idem_spi_fill_tuplestore(const char *sql, Oid relid, bool read_only, TupleDesc *
 	SPIExecuteOptions options = {0};
 	SPIPlanPtr	plan = idem_spi_prepare(sql, 0, NULL, 0, false);
 	CachedPlanSource *source = linitial(SPI_plan_get_plan_sources(plan));
-	MemoryContext old_context = MemoryContextSwitchTo(context);
 
 	idem_spi_require_meaning(plan, relid, InvalidOid, InvalidOid);
 	*tupdesc = CreateTupleDescCopy(source->resultDesc);
-	MemoryContextSwitchTo(old_context);
 	/* Detoasted: the values must outlive the snapshot that they were read by. */
 	SetTuplestoreDestReceiverParams(dest, store, context, true, NULL, NULL);
 	options.read_only = read_only;
 	options.dest = dest;
 	check(SPI_execute_plan_extended(plan, &options), "SPI_execute_plan");
+	MemoryContextSwitchTo(context);
 	dest->rDestroy(dest);
 	idem_spi_require_meaning(plan, relid, InvalidOid, InvalidOid);
 	return store;
@@ -305,6 +325,7 @@ idem_spi_fill_tuplestore(const char *sql, Oid relid, bool read_only, TupleDesc *
 void
 idem_spi_register(const char *name, Tuplestorestate *store, TupleDesc tupdesc)
 {
+	MemoryContext context = CurrentMemoryContext;
 	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
 
 	enr->md.name = pstrdup(name);
@@ -313,4 +334,5 @@ idem_spi_register(const char *name, Tuplestorestate *store, TupleDesc tupdesc)
 	enr->md.enrtuples = tuplestore_tuple_count(store);
 	enr->reldata = store;
 	check(SPI_register_relation(enr), "SPI_register_relation");
+	MemoryContextSwitchTo(context);
 }
