@@ -727,6 +727,7 @@ static void
 classify_turn(IdemMergeInfo *info)
 {
 	const IdemRequest *request = info->request;
+	StringInfoData json;
 	List	   *names = NIL;
 
 	info->commutes = info->nversions > 0 && request->mode == IDEM_MODE_UPSERT &&
@@ -734,8 +735,10 @@ classify_turn(IdemMergeInfo *info)
 		request->exclude_cols == NIL;
 	for (int i = 0; i < info->ncolumns; i++)
 		names = lappend(names, info->columns[i].name);
-	info->turn_class = (int32) (idem_rowhash_number(psprintf("%s %s", quoted_list(names),
-															 info->options)) & 0x7fffffff);
+	initStringInfo(&json);
+	append_json_list(&json, "columns", names);
+	appendStringInfoString(&json, info->options);
+	info->turn_class = (int32) (idem_rowhash_number(json.data) & 0x7fffffff);
 }
 
 /*

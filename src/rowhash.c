@@ -155,6 +155,9 @@ idem_rowhash_type(Oid typid)
 		case REGNAMESPACEOID:
 		case REGROLEOID:
 		case REGCOLLATIONOID:
+#ifdef REGDATABASEOID
+		case REGDATABASEOID:
+#endif
 			{
 				Oid			output;
 				bool		isvarlena;

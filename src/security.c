@@ -16,6 +16,7 @@
 
 #include "catalog/pg_class.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -44,8 +45,9 @@ idem_security_pop(const IdemIdentity *saved)
 }
 
 /*
- * Set search_path to pg_catalog alone. Returns what idem_security_pop_path()
- * wants.
+ * Set search_path to pg_catalog alone, and let names be quoted only where they
+ * must be: so that output functions write names in one way. Returns what
+ * idem_security_pop_path() wants.
  */
 int
 idem_security_push_path(void)
@@ -55,6 +57,10 @@ idem_security_push_path(void)
 	(void) set_config_option("search_path", "pg_catalog, pg_temp",
 							 PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
+	if (quote_all_identifiers)
+		(void) set_config_option("quote_all_identifiers", "off",
+								 PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	return guc_level;
 }
 
