@@ -8,7 +8,8 @@
  *	0  idempotent_ingest.h, compat.h
  *	1  security, spi_util, rowhash (which calls security)
  *	   valuefuncs (which calls rowhash)
- *	2  relcheck, relinfo (which calls relcheck), ledger, turn
+ *	2  relcheck, relinfo and keyindex (which call relcheck and each other),
+ *	   ledger, turn
  *	3  sqlgen, rowfuncs, engine_sql (which calls both)
  *	4  merge
  *	5  sqlfuncs
