@@ -413,8 +413,11 @@ use_column_lists(IdemMergeInfo *info, Relation staging, Relation target)
 			request->mode != IDEM_MODE_INSERT;
 		column->is_compared = column->is_set && !column->is_audit;
 		info->sets_anything |= column->is_compared;
-		info->keeps_stored |= request->mode == IDEM_MODE_UPSERT &&
-			!column->is_key && !column->is_set;
+		/* Who may not read it proposes the staged value, as by hand. */
+		column->is_kept = request->mode == IDEM_MODE_UPSERT && !column->is_key &&
+			!column->is_set && column->target_attnum != 0 &&
+			idem_security_may(info->target, column->target_attnum, ACL_SELECT);
+		info->keeps_stored |= column->is_kept;
 	}
 }
 

@@ -99,6 +99,8 @@ typedef struct IdemColumn
 	bool		is_audit;
 	bool		is_set;			/* written to a matched row that differs */
 	bool		is_compared;	/* a difference here makes a row differ */
+	bool		is_kept;		/* proposed with the stored value for a
+								 * matched row */
 } IdemColumn;
 
 /* A column of the key, in the order of its index. */

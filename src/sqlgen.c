@@ -522,11 +522,9 @@ classified_tlist(const Generator *gen)
 	{
 		const IdemColumn *column = &info->columns[i];
 		const char *name = name_of(gen, i);
-		bool		keeps = info->request->mode == IDEM_MODE_UPSERT &&
-		!column->is_key && !column->is_set;
 
 		appendStringInfoString(&tlist, i > 0 ? ", " : "");
-		if (keeps)
+		if (column->is_kept)
 			appendStringInfo(&tlist, "CASE WHEN %s IS NULL THEN s.%s ELSE t.%s END AS %s",
 							 gen->witness, name, name, name);
 		else
