@@ -17,6 +17,7 @@
 
 #include "access/table.h"
 #include "access/xact.h"
+#include "access/xlog.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
@@ -66,7 +67,9 @@ relation_blocks(Oid relid)
 	if (!OidIsValid(relid))
 		return 0;
 	rel = table_open(relid, NoLock);
-	if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
+	/* An unlogged table has no storage on a standby; planning says so. */
+	if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind) &&
+		(rel->rd_rel->relpersistence == RELPERSISTENCE_PERMANENT || !RecoveryInProgress()))
 		blocks = RelationGetNumberOfBlocks(rel);
 	table_close(rel, NoLock);
 	return blocks;
