@@ -378,5 +378,5 @@ idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
 void
 idem_engine_sql_add_columns(const IdemMergeInfo *info)
 {
-	(void) idem_spi_execute(idem_sqlgen_add_columns(info), NULL, false);
+	idem_spi_execute_utility(idem_sqlgen_add_columns(info));
 }

@@ -58,15 +58,17 @@ idem_ledger_open(Oid function)
 	Oid			namespace_oid = get_func_namespace(function);
 	Oid			relid = get_relname_relid("idem_ledger", namespace_oid);
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	const char *schema;
 
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the ledger of extension \"idempotent_ingest\" is missing"),
 				 errhint("Create the extension again.")));
-	if (relid != current.relid)
+	schema = quote_identifier(get_namespace_name(namespace_oid));
+	if (relid != current.relid || strcmp(schema, current.schema) != 0)
 	{
-		/* Another extension by the same name: plans name its tables. */
+		/* Another extension, or another name: plans have the old one in them. */
 		for (int i = 0; i < STATEMENT_COUNT; i++)
 		{
 			if (plans[i])
@@ -75,8 +77,7 @@ idem_ledger_open(Oid function)
 		}
 		if (current.schema)
 			pfree(current.schema);
-		current.schema = MemoryContextStrdup(TopMemoryContext,
-											 quote_identifier(get_namespace_name(namespace_oid)));
+		current.schema = MemoryContextStrdup(TopMemoryContext, schema);
 		current.relid = relid;
 		current.schema_oid = namespace_oid;
 	}
@@ -105,7 +106,7 @@ run_prepared(const IdemLedger *ledger, LedgerStatement statement, const char *sq
 	uint64		processed;
 
 	idem_security_push(&saved, ledger->owner);
-	processed = idem_spi_execute_cached(&plans[statement], sql, args, false);
+	processed = idem_spi_execute_cached(&plans[statement], sql, ledger->relid, args, false);
 	idem_security_pop(&saved);
 	return processed;
 }
@@ -117,7 +118,7 @@ run_once(const IdemLedger *ledger, const char *sql, IdemSpiArgs *args)
 	uint64		processed;
 
 	idem_security_push(&saved, ledger->owner);
-	processed = idem_spi_execute(sql, args, false);
+	processed = idem_spi_execute(sql, ledger->relid, args, false);
 	idem_security_pop(&saved);
 	return processed;
 }
@@ -310,7 +311,7 @@ idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_cl
 	bool		overtaken;
 
 	idem_security_push(&saved, ledger->owner);
-	(void) idem_spi_execute("SELECT pg_current_snapshot()", &none, false);
+	(void) idem_spi_execute("SELECT pg_current_snapshot()", InvalidOid, &none, false);
 	snapshot = idem_spi_text(0, 1, CurrentMemoryContext);
 	idem_spi_arg(&args, REGCLASSOID, ObjectIdGetDatum(target), false);
 	idem_spi_arg_text(&args, snapshot);
@@ -326,7 +327,8 @@ idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_cl
 												 " AND xid < pg_snapshot_xmax(pg_current_snapshot())"
 												 " AND NOT pg_visible_in_snapshot(xid, $2::pg_snapshot)"
 												 " AND xid IS DISTINCT FROM pg_current_xact_id_if_assigned()"
-												 " LIMIT 1", ledger->schema, ledger->schema), &args) > 0;
+												 " LIMIT 1", ledger->schema, ledger->schema),
+										ledger->relid, &args) > 0;
 	idem_security_pop(&saved);
 	return overtaken;
 }

@@ -121,7 +121,7 @@ is_hypertable(Relation rel)
 							" JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) h.schema_name"
 							" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid"
 							" AND c.relname OPERATOR(pg_catalog.=) h.table_name"
-							" WHERE c.oid OPERATOR(pg_catalog.=) $1", &args, true) > 0;
+							" WHERE c.oid OPERATOR(pg_catalog.=) $1", InvalidOid, &args, true) > 0;
 }
 
 /*

@@ -219,19 +219,51 @@ idem_spi_run_plan(SPIPlanPtr plan, ParamListInfo params, bool read_only)
 	return SPI_processed;
 }
 
-/* Run a statement once. Returns how many rows were processed. */
+/*
+ * Make sure that a statement uses a relation, which a concurrent rename could
+ * have put another one in the place of. InvalidOid: nothing to make sure of.
+ */
+static void
+require_use(SPIPlanPtr plan, Oid relid)
+{
+	ListCell   *lc;
+
+	if (!OidIsValid(relid))
+		return;
+	foreach(lc, SPI_plan_get_plan_sources(plan))
+	{
+		if (list_member_oid(((CachedPlanSource *) lfirst(lc))->relationOids, relid))
+			return;
+	}
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not find relation \"%s\" by its name", get_rel_name(relid)),
+			 errdetail("Its schema was renamed by a concurrent transaction."),
+			 errhint("Run the transaction again.")));
+}
+
+static uint64
+execute_plan(SPIPlanPtr plan, Oid relid, IdemSpiArgs *args, bool read_only)
+{
+	require_use(plan, relid);
+	check(SPI_execute_plan(plan, args->values, args->nulls, read_only, 0), "SPI_execute_plan");
+	require_use(plan, relid);
+	return SPI_processed;
+}
+
+/*
+ * Run a statement once, which uses the given relation. Returns how many rows
+ * were processed.
+ */
 uint64
-idem_spi_execute(const char *sql, IdemSpiArgs *args, bool read_only)
+idem_spi_execute(const char *sql, Oid relid, IdemSpiArgs *args, bool read_only)
 {
 	MemoryContext context = CurrentMemoryContext;
+	SPIPlanPtr	plan = idem_spi_prepare(sql, args->count, args->types, 0, false);
+	uint64		processed = execute_plan(plan, relid, args, read_only);
 
-	if (args)
-		check(SPI_execute_with_args(sql, args->count, args->types, args->values,
-									args->nulls, read_only, 0), "SPI_execute");
-	else
-		check(SPI_execute(sql, read_only, 0), "SPI_execute");
 	MemoryContextSwitchTo(context);
-	return SPI_processed;
+	return processed;
 }
 
 /*
@@ -239,15 +271,17 @@ idem_spi_execute(const char *sql, IdemSpiArgs *args, bool read_only)
  * the first call and kept.
  */
 uint64
-idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, IdemSpiArgs *args, bool read_only)
+idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, Oid relid, IdemSpiArgs *args,
+						bool read_only)
 {
 	MemoryContext context = CurrentMemoryContext;
+	uint64		processed;
 
 	if (*plan == NULL)
 		*plan = idem_spi_prepare(sql, args->count, args->types, 0, true);
-	check(SPI_execute_plan(*plan, args->values, args->nulls, read_only, 0), "SPI_execute_plan");
+	processed = execute_plan(*plan, relid, args, read_only);
 	MemoryContextSwitchTo(context);
-	return SPI_processed;
+	return processed;
 }
 
 /*
@@ -255,15 +289,26 @@ idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, IdemSpiArgs *args, bo
  * to learn what the transaction's own snapshot does not show.
  */
 uint64
-idem_spi_execute_latest(const char *sql, IdemSpiArgs *args)
+idem_spi_execute_latest(const char *sql, Oid relid, IdemSpiArgs *args)
 {
 	MemoryContext context = CurrentMemoryContext;
 	SPIPlanPtr	plan = idem_spi_prepare(sql, args->count, args->types, 0, false);
 
+	require_use(plan, relid);
 	check(SPI_execute_snapshot(plan, args->values, args->nulls, GetLatestSnapshot(),
 							   InvalidSnapshot, true, false, 0), "SPI_execute_snapshot");
 	MemoryContextSwitchTo(context);
 	return SPI_processed;
+}
+
+/* Run a statement that only defines something. */
+void
+idem_spi_execute_utility(const char *sql)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	check(SPI_execute(sql, false, 0), "SPI_execute");
+	MemoryContextSwitchTo(context);
 }
 
 /* A value of the last result; row and column count from 0 and 1. */

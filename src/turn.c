@@ -79,7 +79,7 @@ report_wait(const LOCKTAG *tag, const char *what, Oid owner)
 						 " WHERE l.locktype = 'advisory' AND l.granted AND l.database = $1"
 						 " AND l.classid = $2 AND l.objid = $3 AND l.objsubid = $4"
 						 " AND l.pid IS DISTINCT FROM pg_backend_pid()"
-						 " ORDER BY a.xact_start LIMIT 1", &args, true) > 0)
+						 " ORDER BY a.xact_start LIMIT 1", InvalidOid, &args, true) > 0)
 		holder = idem_spi_text(0, 1, context);
 	idem_security_pop(&saved);
 	ereport(WARNING,
