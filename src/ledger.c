@@ -193,7 +193,7 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 	value = idem_spi_value(0, 4, context, &isnull);
 	if (!isnull)
 		entry->columns = text_array_to_list(value);
-	for (int i = 0; i < lengthof(entry->rows); i++)
+	for (int i = 0; i < IDEM_LEDGER_COUNTS; i++)
 		entry->rows[i] = DatumGetInt64(idem_spi_value(0, 5 + i, context, &isnull));
 	entry->engine = idem_spi_text(0, 13, context);
 	entry->applied_at = DatumGetTimestampTz(idem_spi_value(0, 14, context, &isnull));
@@ -278,7 +278,7 @@ idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const in
 	IdemSpiArgs args = {0};
 
 	key_arguments(&args, key);
-	for (int i = 0; i < lengthof(((IdemLedgerEntry *) NULL)->rows); i++)
+	for (int i = 0; i < IDEM_LEDGER_COUNTS; i++)
 		idem_spi_arg(&args, INT8OID, Int64GetDatum(rows[i]), false);
 	idem_spi_arg_text(&args, fingerprint);
 	idem_spi_arg(&args, INT2OID, Int16GetDatum(IDEM_FINGERPRINT_VERSION), false);

@@ -30,6 +30,9 @@ typedef struct IdemBatchKey
 	Oid			claimed_by;		/* role of a claim without target */
 } IdemBatchKey;
 
+/* How many counts a ledger row has. */
+#define IDEM_LEDGER_COUNTS 8
+
 /* A ledger row as a replay needs it. */
 typedef struct IdemLedgerEntry
 {
@@ -37,8 +40,9 @@ typedef struct IdemLedgerEntry
 	int32		revision;
 	char	   *fingerprint;	/* NULL if a claim had none */
 	List	   *columns;		/* of char *, covered by the fingerprint */
-	int64		rows[8];		/* staged, duplicate, inserted, updated,
-								 * deleted, unchanged, stale, skipped */
+	int64		rows[IDEM_LEDGER_COUNTS];	/* staged, duplicate, inserted,
+											 * updated, deleted, unchanged,
+											 * stale, skipped */
 	char	   *engine;
 	TimestampTz applied_at;
 	bool		elapsed_null;

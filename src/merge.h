@@ -17,7 +17,7 @@ typedef struct IdemMergeResult
 	const char *status;
 	const char *batch_id;
 	int32		revision;		/* 0: none */
-	int64		rows[8];		/* as in IdemLedgerEntry */
+	int64		rows[IDEM_LEDGER_COUNTS];	/* as in IdemLedgerEntry */
 	const char *fingerprint;
 	const char *engine;
 	bool		applied_at_null;
