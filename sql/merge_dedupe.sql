@@ -206,13 +206,17 @@ BEGIN
     END LOOP;
 END $$;
 SELECT count(*), count(DISTINCT image) AS images, count(DISTINCT texts) AS texts, count(DISTINCT fingerprint) AS fingerprints, count(DISTINCT result) AS results, max(result) AS result FROM shuffles;
--- The winners of the rows that differ in one column. (Their order is that of
--- their images, not that of their values.)
-SELECT k2, coalesce(num::text, f8::text, js::text, jb::text, pt::text, bx::text, arr::text, arr2::text, left(comp::text, 12),
-                    comps::text, rng::text, en::text, iv::text, left(big, 12)) AS winner
-FROM many WHERE k1 = 100 ORDER BY k2;
-SELECT right(big, 1) AS big FROM many WHERE k2 = 'big';
-SELECT right((comp).t, 1) AS bigcomp FROM many WHERE k2 = 'bigcomp';
+-- The winners are those of PostgreSQL's own order of row images: greatest
+-- version first, then greatest image. (Except for arrays of composites, whose
+-- parts are compared one by one, since any of them may be compressed.)
+SELECT count(*) AS keys, count(*) FILTER (WHERE m *<> best.r) AS wrong
+FROM many m JOIN (
+    SELECT DISTINCT ON ((r).k1, (r).k2) r
+    FROM (SELECT ROW(k1::numeric(8,2), k2, ver, txt, num, f8, f4, js, jb, pt, bx, arr, arr2, comp, comps, rng, mrng,
+                     en, cd, big, by, ts, iv, b, c, bits)::many AS r FROM base) x
+    ORDER BY (r).k1, (r).k2, (r).ver DESC NULLS LAST, r USING OPERATOR(pg_catalog.*>)) best
+  ON (m.k1, m.k2) = ((best.r).k1, (best.r).k2)
+WHERE m.k2 <> 'comps';
 -- The order is that of record_image_ops over the columns in the target's order.
 CREATE TABLE plain (k int PRIMARY KEY, a text, b int, c numeric, d text[], e bytea);
 CREATE TABLE plain_s (e bytea, d text[], c numeric, b int, a text, k int);
@@ -224,7 +228,7 @@ SELECT summary FROM idem_merge('plain_s', 'plain', '{k}', 'any', on_duplicate =>
 SELECT count(*) AS rows, count(*) FILTER (WHERE p *<> best.r) AS wrong
 FROM plain p JOIN (SELECT DISTINCT ON (k) k, ROW(k, a, b, c, d, e)::plain AS r FROM plain_s ORDER BY k, ROW(k, a, b, c, d, e)::plain USING OPERATOR(pg_catalog.*>)) best USING (k);
 
-SELECT count(*) > 35 AS many, count(*) FILTER (WHERE rows_staged IS DISTINCT FROM
+SELECT count(*) > 30 AS many, count(*) FILTER (WHERE rows_staged IS DISTINCT FROM
            rows_duplicate + rows_inserted + rows_updated + rows_deleted + rows_unchanged + rows_stale + rows_skipped) AS unaccounted
 FROM idem_ledger WHERE operation = 'merge';
 
