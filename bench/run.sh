@@ -20,49 +20,6 @@ for number in "$rows" "$repeat"; do
     [[ $number =~ ^[1-9][0-9]*$ ]] || die "ROWS and REPEAT must be positive numbers"
 done
 
-start_server()
-{
-    bindir=/usr/lib/postgresql/$major/bin
-    server=$work/server
-    as_root install -d -o postgres -m 700 "$server"
-    as_postgres "$bindir/initdb" -D "$server/data" -U postgres -A peer -E UTF8 --locale=C.UTF-8 \
-        >"$work/initdb.log" 2>&1 || { cat "$work/initdb.log"; die "initdb failed"; }
-    # Nothing else shall be at work while something is measured.
-    as_postgres tee -a "$server/data/postgresql.conf" >/dev/null <<END
-listen_addresses = ''
-unix_socket_directories = '$server'
-shared_buffers = 1GB
-max_wal_size = 8GB
-checkpoint_timeout = 1h
-work_mem = '$work_mem'
-maintenance_work_mem = 256MB
-autovacuum = off
-END
-    as_postgres "$bindir/pg_ctl" -D "$server/data" -l "$server/log" -w start >/dev/null ||
-        { as_postgres cat "$server/log"; die "the server did not start"; }
-}
-
-stop_server()
-{
-    if [ -n "${server:-}" ] && as_postgres test -e "$server/data/postmaster.pid"; then
-        as_postgres "$bindir/pg_ctl" -D "$server/data" -m immediate -w stop >/dev/null || true
-    fi
-    cd /
-    as_root rm -rf "$work"
-}
-
-sql()
-{
-    as_postgres env -u PGOPTIONS -u PGSERVICE -u PGSYSCONFDIR -u PGPORT PGTZ=UTC PGAPPNAME=bench \
-        "$bindir/psql" -X -q -v ON_ERROR_STOP=1 -h "$server" -U postgres -d postgres \
-        -P pager=off -P footer=off "$@"
-}
-
-ask()
-{
-    sql -Atc "$1"
-}
-
 # Stored rows have even keys and new ones odd keys, so that new keys fall
 # between old ones. Every table is written in the order in which its rows would
 # have come: stored ones by key, staged ones shuffled, the same in every run.
@@ -168,7 +125,17 @@ trap stop_server EXIT
 trap 'exit 1' INT TERM
 build_and_install "$major"
 cd "$work/src"
-start_server
+application=bench
+on_error_stop=1
+# Nothing else shall be at work while something is measured.
+start_server "$major" <<END
+shared_buffers = 1GB
+max_wal_size = 8GB
+checkpoint_timeout = 1h
+work_mem = '$work_mem'
+maintenance_work_mem = 256MB
+autovacuum = off
+END
 
 echo "making tables of $rows rows"
 make_tables

@@ -12,48 +12,6 @@ cd "$(dirname "$0")/.."
 key='carrier, flight, origin, sched_dep'
 columns="$key, dest, tailnum, dep_delay, arr_delay, air_time, distance, updated_at"
 
-# A server that listens on a Unix socket only, and lets only its own user in.
-start_server()
-{
-    bindir=/usr/lib/postgresql/$major/bin
-    server=$work/server
-    as_root install -d -o postgres -m 700 "$server"
-    as_postgres "$bindir/initdb" -D "$server/data" -U postgres -A peer -E UTF8 --locale=C \
-        --no-sync >"$work/initdb.log" 2>&1 || { cat "$work/initdb.log"; die "initdb failed"; }
-    # Autovacuum would make the numbers differ from run to run, a checkpoint too.
-    as_postgres tee -a "$server/data/postgresql.conf" >/dev/null <<END
-listen_addresses = ''
-unix_socket_directories = '$server'
-autovacuum = off
-checkpoint_timeout = 1h
-log_line_prefix = ''
-END
-    as_postgres "$bindir/pg_ctl" -D "$server/data" -l "$server/log" -w start >/dev/null ||
-        { as_postgres cat "$server/log"; die "the server did not start"; }
-}
-
-stop_server()
-{
-    if [ -n "${server:-}" ] && as_postgres test -e "$server/data/postmaster.pid"; then
-        as_postgres "$bindir/pg_ctl" -D "$server/data" -m immediate -w stop >/dev/null || true
-    fi
-    cd /
-    as_root rm -rf "$work"
-}
-
-# psql as the server's user; its SQL files are in the copy that postgres can read.
-sql()
-{
-    as_postgres env -u PGOPTIONS -u PGSERVICE -u PGSYSCONFDIR -u PGPORT PGTZ=UTC \
-        PGAPPNAME="${application:-demo}" "$bindir/psql" -X -q -h "$server" -U postgres -d postgres \
-        -P pager=off -P footer=off "$@"
-}
-
-ask()
-{
-    sql -Atc "$1"
-}
-
 headline()
 {
     step=$((${step:-0} + 1))
@@ -108,7 +66,13 @@ trap stop_server EXIT
 trap 'exit 1' INT TERM
 build_and_install "$major"
 cd "$work/src"
-start_server
+application=demo
+# Autovacuum would make the numbers differ from run to run, a checkpoint too.
+start_server "$major" <<'END'
+autovacuum = off
+checkpoint_timeout = 1h
+log_line_prefix = ''
+END
 
 sql -v ON_ERROR_STOP=1 -c "CREATE EXTENSION idempotent_ingest" -f test/demo/tables.sql
 echo "$(ask "SELECT 'PostgreSQL ' || current_setting('server_version')"), idempotent_ingest" \

@@ -103,6 +103,44 @@ build_and_install()
     fi
 }
 
+# Starts a server of major $1 with a data directory in $work and a Unix socket
+# there, and with the settings on standard input. $server and $bindir are set.
+start_server()
+{
+    bindir=/usr/lib/postgresql/$1/bin
+    server=$work/server
+    as_root install -d -o postgres -m 700 "$server"
+    as_postgres "$bindir/initdb" -D "$server/data" -U postgres -A peer -E UTF8 --locale=C.UTF-8 \
+        >"$work/initdb.log" 2>&1 || { cat "$work/initdb.log"; die "initdb failed"; }
+    { echo "listen_addresses = ''"; echo "unix_socket_directories = '$server'"; cat; } |
+        as_postgres tee -a "$server/data/postgresql.conf" >/dev/null
+    as_postgres "$bindir/pg_ctl" -D "$server/data" -l "$server/log" -w start >/dev/null ||
+        { as_postgres cat "$server/log"; die "the server did not start"; }
+}
+
+# For a trap at exit: ends the server and removes $work.
+stop_server()
+{
+    if [ -n "${server:-}" ] && as_postgres test -e "$server/data/postmaster.pid"; then
+        as_postgres "$bindir/pg_ctl" -D "$server/data" -m immediate -w stop >/dev/null || true
+    fi
+    cd /
+    as_root rm -rf "$work"
+}
+
+# psql on that server, as its user; $application is its application_name.
+sql()
+{
+    as_postgres env -u PGOPTIONS -u PGSERVICE -u PGSYSCONFDIR -u PGPORT PGTZ=UTC \
+        PGAPPNAME="${application:-test}" "$bindir/psql" -X -q -v ON_ERROR_STOP="${on_error_stop:-0}" -h "$server" -U postgres -d postgres \
+        -P pager=off -P footer=off "$@"
+}
+
+ask()
+{
+    sql -Atc "$1"
+}
+
 # Runs a command, in $work/src and as postgres, against a server of major $1
 # that lives only as long. PGHOST, PGPORT and the like are set for it.
 with_cluster()
