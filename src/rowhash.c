@@ -78,6 +78,7 @@
 	((Size) ((ncolumns) + 1) * (1 + sizeof(uint64) + MAX_INLINE_CONTENT))
 
 #define INITIAL_SLOTS		1024
+#define MAX_PENDING			16
 
 typedef enum ImageKind
 {
@@ -122,6 +123,8 @@ struct IdemFingerprint
 	XXH128_hash_t *slots;		/* distinct hashes; all zero means free */
 	uint64		nslots;			/* a power of two */
 	uint64		nused;
+	XXH128_hash_t pending[MAX_PENDING]; /* not looked up yet */
+	int			npending;
 	uint64		ndistinct;
 	uint64		sum_low;
 	uint64		sum_high;
@@ -715,13 +718,47 @@ add_distinct(IdemFingerprint *fingerprint, XXH128_hash_t hash)
 	fingerprint->sum_high += hash.high64;
 }
 
+/* Put the hashes that wait into the table. */
+static void
+flush_pending(IdemFingerprint *fingerprint)
+{
+	for (int i = 0; i < fingerprint->npending; i++)
+	{
+		XXH128_hash_t hash = fingerprint->pending[i];
+		XXH128_hash_t *slot = find_slot(fingerprint->slots, fingerprint->nslots, hash);
+
+		if (!is_free(*slot))
+			continue;
+		if (fingerprint->overflow == NULL && fingerprint->nused >= fingerprint->nslots / 4 * 3)
+		{
+			MemoryContext old_context = MemoryContextSwitchTo(fingerprint->context);
+
+			grow(fingerprint);
+			MemoryContextSwitchTo(old_context);
+			slot = find_slot(fingerprint->slots, fingerprint->nslots, hash);
+		}
+		if (fingerprint->overflow)
+		{
+			pg_uuid_t	uuid;
+
+			StaticAssertStmt(sizeof(uuid) == sizeof(hash), "a hash is as long as a uuid");
+			memcpy(&uuid, &hash, sizeof(uuid));
+			tuplesort_putdatum(fingerprint->overflow, UUIDPGetDatum(&uuid), false);
+			continue;
+		}
+		*slot = hash;
+		fingerprint->nused++;
+		add_distinct(fingerprint, hash);
+	}
+	fingerprint->npending = 0;
+}
+
 /* Add a row, given all its columns, covered or not. */
 void
 idem_rowhash_add(IdemFingerprint *fingerprint, const Datum *values, const bool *nulls)
 {
 	char	   *next = fingerprint->row;
 	XXH128_hash_t hash;
-	XXH128_hash_t *slot;
 
 	for (int i = 0; i < fingerprint->ncolumns; i++)
 	{
@@ -735,29 +772,14 @@ idem_rowhash_add(IdemFingerprint *fingerprint, const Datum *values, const bool *
 	hash = XXH3_128bits_withSeed(fingerprint->row, next - fingerprint->row, fingerprint->seed);
 	if (is_free(hash))
 		hash.low64 = 1;
-	slot = find_slot(fingerprint->slots, fingerprint->nslots, hash);
-	if (!is_free(*slot))
-		return;
-	if (fingerprint->overflow == NULL && fingerprint->nused >= fingerprint->nslots / 4 * 3)
-	{
-		MemoryContext old_context = MemoryContextSwitchTo(fingerprint->context);
 
-		grow(fingerprint);
-		MemoryContextSwitchTo(old_context);
-		slot = find_slot(fingerprint->slots, fingerprint->nslots, hash);
-	}
-	if (fingerprint->overflow)
-	{
-		pg_uuid_t	uuid;
-
-		StaticAssertStmt(sizeof(uuid) == sizeof(hash), "a hash is as long as a uuid");
-		memcpy(&uuid, &hash, sizeof(uuid));
-		tuplesort_putdatum(fingerprint->overflow, UUIDPGetDatum(&uuid), false);
-		return;
-	}
-	*slot = hash;
-	fingerprint->nused++;
-	add_distinct(fingerprint, hash);
+	/* The table is larger than a cache: let memory come while we go on. */
+#ifdef __GNUC__
+	__builtin_prefetch(&fingerprint->slots[hash.low64 & (fingerprint->nslots - 1)]);
+#endif
+	fingerprint->pending[fingerprint->npending++] = hash;
+	if (fingerprint->npending == MAX_PENDING)
+		flush_pending(fingerprint);
 }
 
 /* A hash in text form, palloc'd in the current memory context. */
@@ -774,6 +796,7 @@ idem_rowhash_finish(IdemFingerprint *fingerprint)
 {
 	char	   *next;
 
+	flush_pending(fingerprint);
 	if (fingerprint->overflow)
 	{
 		XXH128_hash_t last = {0, 0};
