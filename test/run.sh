@@ -93,7 +93,7 @@ tap_suite()
         return
     fi
     run prove_tests "$tests"
-    skipped=$(count '^(ok [0-9].*# skip|1\.\.0 # skip)' -i)
+    skipped=$(count '(^ok [0-9].*# skip|^[^ ]+ \.+ skipped:)' -i)
     passed=$(($(count '^ok [0-9]') - $(count '^ok [0-9].*# skip' -i)))
     failed=$(($(count '^(not ok [0-9]|No subtests run|All [0-9]+ subtests passed)') -
               $(count '^not ok [0-9].*# todo' -i)))
