@@ -9,8 +9,16 @@
 #ifndef IDEM_COMPAT_H
 #define IDEM_COMPAT_H
 
+#include "access/genam.h"
+#include "access/tableam.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_namespace.h"
+#include "executor/executor.h"
+#include "nodes/parsenodes.h"
+#if PG_VERSION_NUM >= 160000
+#include "parser/parse_relation.h"
+#endif
+#include "storage/bufmgr.h"
 #include "utils/acl.h"
 #include "utils/rel.h"
 #include "utils/tuplesort.h"
@@ -49,6 +57,146 @@ index_is_without_overlaps_compat(Relation index)
 	return index->rd_index->indisunique && index->rd_index->indisexclusion;
 #else
 	return false;
+#endif
+}
+
+static inline bool
+attribute_is_virtual_compat(Form_pg_attribute attribute)
+{
+#if PG_VERSION_NUM >= 180000
+	return attribute->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL;
+#else
+	return false;
+#endif
+}
+
+/* 19 wants to be told when a descriptor is complete. */
+static inline void
+tupdesc_finalize_compat(TupleDesc tupdesc)
+{
+#if PG_VERSION_NUM >= 190000
+	TupleDescFinalize(tupdesc);
+#endif
+}
+
+/*
+ * Make a range table of one relation, and note which columns will be updated.
+ * 16 moved these to a list of their own, 18 wants to know what is not pruned.
+ */
+static inline void
+init_range_table_compat(EState *estate, RangeTblEntry *rte, Bitmapset *updated)
+{
+#if PG_VERSION_NUM >= 160000
+	List	   *permissions = NIL;
+
+	addRTEPermissionInfo(&permissions, rte)->updatedCols = updated;
+#if PG_VERSION_NUM >= 180000
+	ExecInitRangeTable(estate, list_make1(rte), permissions, bms_make_singleton(1));
+#else
+	ExecInitRangeTable(estate, list_make1(rte), permissions);
+#endif
+#else
+	rte->updatedCols = updated;
+	ExecInitRangeTable(estate, list_make1(rte));
+#endif
+}
+
+/* 16 renamed what says where a relation is stored. */
+static inline bool
+read_recent_buffer_compat(Relation rel, BlockNumber block, Buffer recent)
+{
+#if PG_VERSION_NUM >= 160000
+	return ReadRecentBuffer(rel->rd_locator, MAIN_FORKNUM, block, recent);
+#else
+	return ReadRecentBuffer(rel->rd_node, MAIN_FORKNUM, block, recent);
+#endif
+}
+
+/* 18 can instrument index scans, 19 has flags. */
+static inline IndexScanDesc
+index_beginscan_compat(Relation table, Relation index, Snapshot snapshot, int nkeys)
+{
+#if PG_VERSION_NUM >= 190000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0, 0);
+#elif PG_VERSION_NUM >= 180000
+	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
+#else
+	return index_beginscan(table, index, snapshot, nkeys, 0);
+#endif
+}
+
+/* 17 added the actions of MERGE, 18 what ON CONFLICT does. */
+static inline void
+check_valid_result_rel_compat(ResultRelInfo *relinfo, CmdType operation)
+{
+#if PG_VERSION_NUM >= 180000
+	CheckValidResultRel(relinfo, operation, ONCONFLICT_NONE, NIL);
+#elif PG_VERSION_NUM >= 170000
+	CheckValidResultRel(relinfo, operation, NIL);
+#else
+	CheckValidResultRel(relinfo, operation);
+#endif
+}
+
+/* Which indexes need an entry for the new version of a row. */
+typedef enum IdemUpdateIndexes
+{
+	IDEM_UPDATE_NO_INDEXES,
+	IDEM_UPDATE_SUMMARIZING_INDEXES,
+	IDEM_UPDATE_ALL_INDEXES
+} IdemUpdateIndexes;
+
+/* 16 tells apart the indexes that summarize, 19 has options. */
+static inline TM_Result
+table_tuple_update_compat(Relation rel, ItemPointer tid, TupleTableSlot *slot, CommandId cid,
+						  Snapshot snapshot, bool wait, TM_FailureData *failure,
+						  IdemUpdateIndexes *update)
+{
+	LockTupleMode lock_mode;
+	TM_Result	result;
+#if PG_VERSION_NUM >= 160000
+	TU_UpdateIndexes which;
+
+#if PG_VERSION_NUM >= 190000
+	result = table_tuple_update(rel, tid, slot, cid, 0, snapshot, InvalidSnapshot, wait,
+								failure, &lock_mode, &which);
+#else
+	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, wait,
+								failure, &lock_mode, &which);
+#endif
+	*update = which == TU_All ? IDEM_UPDATE_ALL_INDEXES :
+		which == TU_Summarizing ? IDEM_UPDATE_SUMMARIZING_INDEXES : IDEM_UPDATE_NO_INDEXES;
+#else
+	bool		which;
+
+	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, wait,
+								failure, &lock_mode, &which);
+	*update = which ? IDEM_UPDATE_ALL_INDEXES : IDEM_UPDATE_NO_INDEXES;
+#endif
+	return result;
+}
+
+/*
+ * Insert index entries without waiting for anybody. Returns the OIDs of unique
+ * indexes that may have the key already. 16 added the choice of summarizing
+ * indexes, 19 made flags of the arguments.
+ */
+static inline List *
+insert_index_tuples_compat(ResultRelInfo *relinfo, TupleTableSlot *slot, EState *estate,
+						   bool is_update, bool only_summarizing)
+{
+	bool		conflict = false;
+
+#if PG_VERSION_NUM >= 190000
+	return ExecInsertIndexTuples(relinfo, estate,
+								 EIIT_NO_DUPE_ERROR | (is_update ? EIIT_IS_UPDATE : 0) |
+								 (only_summarizing ? EIIT_ONLY_SUMMARIZING : 0),
+								 slot, NIL, &conflict);
+#elif PG_VERSION_NUM >= 160000
+	return ExecInsertIndexTuples(relinfo, slot, estate, is_update, true, &conflict, NIL,
+								 only_summarizing);
+#else
+	return ExecInsertIndexTuples(relinfo, slot, estate, is_update, true, &conflict, NIL);
 #endif
 }
 

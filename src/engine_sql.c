@@ -27,12 +27,10 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/resowner.h"
 
+#include "attempt.h"
 #include "engine_sql.h"
-#include "relcheck.h"
 #include "rowhash.h"
-#include "security.h"
 #include "spi_util.h"
 #include "sqlgen.h"
 
@@ -183,44 +181,6 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid targe
 	idem_spi_require_meaning(entry->plan, read, target, schema);
 }
 
-/*
- * Begin to read staging, of which the caller holds a lock. The caller holds an
- * SPI connection, which the source lives as long as.
- */
-void
-idem_engine_sql_begin(IdemSource *source, const IdemLedger *ledger, Oid staging, bool read_only)
-{
-	char		kind = get_rel_relkind(staging);
-	ListCell   *lc;
-
-	memset(source, 0, sizeof(*source));
-	source->ledger = ledger;
-	source->staging = staging;
-	source->name = idem_relcheck_name(staging);
-	source->read_only = read_only;
-	source->materialize = kind == RELKIND_VIEW || kind == RELKIND_FOREIGN_TABLE;
-	foreach(lc, idem_relinfo_columns(staging, NIL, false))
-	{
-		if (idem_security_may(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT))
-			source->columns = lappend(source->columns, lfirst(lc));
-	}
-}
-
-/* Make sure that the rows can be read as often as it takes. */
-static void
-materialize(IdemSource *source)
-{
-	TupleDesc	tupdesc;
-	Tuplestorestate *store;
-
-	if (!source->materialize || source->materialized)
-		return;
-	store = idem_spi_fill_tuplestore(idem_sqlgen_read(source->name, source->columns),
-									 source->staging, source->read_only, &tupdesc);
-	idem_spi_register(IDEM_MATERIALIZED_NAME, store, tupdesc);
-	source->materialized = true;
-}
-
 /* One attempt at a run. Returns what idem_rowfuncs_finish() does. */
 static bool
 attempt(IdemRunKind kind, const IdemSource *source, const IdemMergeInfo *info, const char *sql,
@@ -258,7 +218,7 @@ idem_engine_sql_scan(IdemSource *source, List *columns, IdemCounts *counts, char
 	foreach(lc, columns)
 		names[foreach_current_index(lc)] = lfirst(lc);
 	idem_relinfo_column_types(source->staging, columns, types);
-	materialize(source);
+	idem_source_materialize(source);
 	(void) attempt(IDEM_RUN_SCAN, source, NULL,
 				   idem_sqlgen_scan(source->materialize ? IDEM_MATERIALIZED_NAME : source->name,
 									columns, source->ledger->schema),
@@ -294,52 +254,31 @@ idem_engine_sql_classify(IdemSource *source, const IdemMergeInfo *info,
 	Oid		   *types;
 
 	merge_columns(info, &names, &types);
-	materialize(source);
+	idem_source_materialize(source);
 	(void) attempt(IDEM_RUN_CLASSIFY, source, info,
 				   idem_engine_sql_statement(source, info, true),
 				   info->ncolumns, names, types, counts, fingerprint);
 }
 
-/*
- * Apply the batch in a subtransaction of its own, which is undone if the
- * attempt must be repeated.
- */
-static bool
-attempt_in_subtransaction(const IdemSource *source, const IdemMergeInfo *info, const char *sql,
-						  char **names, Oid *types, IdemCounts *counts, char **fingerprint)
+/* What attempt() is given, as one argument. */
+typedef struct ApplyArguments
 {
-	MemoryContext context = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	volatile bool done = false;
+	const IdemSource *source;
+	const IdemMergeInfo *info;
+	const char *sql;
+	char	  **names;
+	Oid		   *types;
+	IdemCounts *counts;
+	char	  **fingerprint;
+} ApplyArguments;
 
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(context);
-	PG_TRY();
-	{
-		done = attempt(IDEM_RUN_APPLY, source, info, sql, info->ncolumns,
-					   names, types, counts, fingerprint);
-	}
-	PG_CATCH();
-	{
-		/* The error ends the merge; only the subtransaction must end first. */
-		ErrorData  *error;
+static bool
+attempt_apply(void *arg)
+{
+	ApplyArguments *args = arg;
 
-		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-		MemoryContextSwitchTo(context);
-		CurrentResourceOwner = owner;
-		ReThrowError(error);
-	}
-	PG_END_TRY();
-	if (done)
-		ReleaseCurrentSubTransaction();
-	else
-		RollbackAndReleaseCurrentSubTransaction();
-	MemoryContextSwitchTo(context);
-	CurrentResourceOwner = owner;
-	return done;
+	return attempt(IDEM_RUN_APPLY, args->source, args->info, args->sql, args->info->ncolumns,
+				   args->names, args->types, args->counts, args->fingerprint);
 }
 
 /*
@@ -352,19 +291,17 @@ void
 idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
 					  IdemCounts *counts, char **fingerprint)
 {
-	char	   *sql = idem_engine_sql_statement(source, info, false);
+	ApplyArguments args = {source, info};
 	bool		can_retry = info->keeps_stored && !IsolationUsesXactSnapshot();
-	char	  **names;
-	Oid		   *types;
 
-	merge_columns(info, &names, &types);
-	materialize(source);
+	args.sql = idem_engine_sql_statement(source, info, false);
+	args.counts = counts;
+	args.fingerprint = fingerprint;
+	merge_columns(info, &args.names, &args.types);
+	idem_source_materialize(source);
 	for (int i = 0; i < (can_retry ? MAX_ATTEMPTS : 1); i++)
 	{
-		if (can_retry ?
-			attempt_in_subtransaction(source, info, sql, names, types, counts, fingerprint) :
-			attempt(IDEM_RUN_APPLY, source, info, sql, info->ncolumns,
-					names, types, counts, fingerprint))
+		if (can_retry ? idem_attempt_run(attempt_apply, &args) : attempt_apply(&args))
 			return;
 	}
 	ereport(ERROR,

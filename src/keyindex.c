@@ -93,6 +93,7 @@ use_index(IdemMergeInfo *info, Relation index, Relation target)
 {
 	info->nkeys = IndexRelationGetNumberOfKeyAttributes(index);
 	info->keys = palloc0(sizeof(IdemKeyColumn) * info->nkeys);
+	info->index = RelationGetRelid(index);
 	info->index_name = idem_relcheck_name(RelationGetRelid(index));
 	info->nulls_not_distinct = index->rd_index->indnullsnotdistinct;
 	/* Where all of a key can be NULL, only a system column never is. */

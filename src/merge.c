@@ -22,7 +22,9 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "engine_native.h"
 #include "engine_sql.h"
+#include "guc.h"
 #include "idempotent_ingest.h"
 #include "merge.h"
 #include "relcheck.h"
@@ -31,7 +33,8 @@
 #include "spi_util.h"
 #include "turn.h"
 
-#define ENGINE_SQL "sql"
+static const char ENGINE_NATIVE[] = "native";
+static const char ENGINE_SQL[] = "sql";
 
 /* A merge under way. */
 typedef struct Merge
@@ -326,6 +329,45 @@ add_columns(Merge *merge)
 	merge->info = idem_relinfo_resolve(merge->request);
 }
 
+/* The engine that is to apply a batch first, and why. */
+static const char *
+choose_engine(const IdemMergeInfo *info, const char **reason)
+{
+	const char *refusal = idem_engine_native_refusal(info);
+
+	if (idem_guc_engine == IDEM_ENGINE_NATIVE && refusal)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("the native engine cannot merge into target \"%s\"",
+						get_rel_name(info->target)),
+				 errdetail("The reason is: %s.", refusal),
+				 errhint("Set \"idempotent_ingest.engine\" to auto or sql.")));
+	if (idem_guc_engine != IDEM_ENGINE_AUTO)
+	{
+		*reason = "idempotent_ingest.engine says so";
+		return idem_guc_engine == IDEM_ENGINE_NATIVE ? ENGINE_NATIVE : ENGINE_SQL;
+	}
+	*reason = refusal ? refusal : idem_engine_native_disadvantage(info);
+	if (*reason)
+		return ENGINE_SQL;
+	*reason = "the target is a plain table and the batch is large";
+	return ENGINE_NATIVE;
+}
+
+/* Apply the batch; returns the engine that has done it. */
+static const char *
+run_engine(Merge *merge, IdemCounts *counts, char **fingerprint)
+{
+	const char *reason;
+	const char *engine = choose_engine(merge->info, &reason);
+
+	if (engine == ENGINE_NATIVE &&
+		idem_engine_native_apply(&merge->source, merge->info, counts, fingerprint))
+		return engine;
+	idem_engine_sql_apply(&merge->source, merge->info, counts, fingerprint);
+	return ENGINE_SQL;
+}
+
 /* Apply the batch, whose ledger row is ours, and complete the row. */
 static void
 apply(Merge *merge, const char *status, int32 revision)
@@ -333,10 +375,11 @@ apply(Merge *merge, const char *status, int32 revision)
 	IdemMergeResult *result = merge->result;
 	IdemCounts	counts;
 	char	   *fingerprint;
+	const char *engine;
 	TimestampTz finished;
 
 	add_columns(merge);
-	idem_engine_sql_apply(&merge->source, merge->info, &counts, &fingerprint);
+	engine = run_engine(merge, &counts, &fingerprint);
 	if (merge->fingerprint && strcmp(merge->fingerprint, fingerprint) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -347,12 +390,12 @@ apply(Merge *merge, const char *status, int32 revision)
 	finished = GetCurrentTimestamp();
 	set_rows(result->rows, &counts);
 	idem_ledger_complete(merge->ledger, &merge->key, result->rows, fingerprint,
-						 staged_columns(merge->info), ENGINE_SQL,
+						 staged_columns(merge->info), engine,
 						 merge->started, finished);
 	result->status = status;
 	result->revision = revision;
 	result->fingerprint = fingerprint;
-	result->engine = ENGINE_SQL;
+	result->engine = engine;
 	result->applied_at = finished;
 	result->elapsed = elapsed_interval(merge->started, finished);
 }
@@ -456,7 +499,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 	idem_spi_connect();
 	merge.info = info = resolve(request);
 	idem_relinfo_report(info);
-	idem_engine_sql_begin(&merge.source, ledger, info->staging, request->dry_run);
+	idem_source_begin(&merge.source, ledger, info->staging, request->dry_run);
 	if (request->dry_run)
 		dry_run(&merge);
 	else
@@ -506,9 +549,8 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 	idem_spi_connect();
 	info = resolve(&look);
 	adds = info->added != NIL;
-	idem_engine_sql_begin(&source, ledger, info->staging, true);
-	explanation->engine = ENGINE_SQL;
-	explanation->reason = "it serves every target, and is the only engine of this version";
+	idem_source_begin(&source, ledger, info->staging, true);
+	explanation->engine = choose_engine(info, &explanation->reason);
 	if (request->dry_run)
 		explanation->locks = psprintf("ACCESS SHARE on %s, ACCESS SHARE on %s",
 									  info->target_name, info->staging_name);
@@ -549,7 +591,7 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 		idem_security_require(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT);
 
 	idem_spi_connect();
-	idem_engine_sql_begin(&source, ledger, staging, true);
+	idem_source_begin(&source, ledger, staging, true);
 	idem_engine_sql_scan(&source, columns, &counts, &fingerprint);
 	idem_spi_finish();
 	return fingerprint;

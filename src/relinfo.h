@@ -9,8 +9,9 @@
 #define IDEM_RELINFO_H
 
 #include "access/attnum.h"
-#include "nodes/pg_list.h"
+#include "nodes/primnodes.h"
 #include "storage/lockdefs.h"
+#include "utils/relcache.h"
 
 typedef enum IdemMode
 {
@@ -157,7 +158,8 @@ typedef struct IdemMergeInfo
 								 * of char * */
 	List	   *added;			/* positions of columns that are to be added */
 
-	char	   *index_name;		/* of the key's index, qualified */
+	Oid			index;			/* of the key */
+	char	   *index_name;		/* qualified */
 	bool		nulls_not_distinct;
 	AttrNumber	witness;		/* column of the target that tells by not
 								 * being NULL that there is a stored row */
@@ -176,6 +178,7 @@ extern bool idem_relinfo_differs(const IdemRequest *request);
 extern IdemMergeInfo *idem_relinfo_resolve(const IdemRequest *request);
 extern void idem_relinfo_require_privileges(const IdemMergeInfo *info);
 extern void idem_relinfo_report(const IdemMergeInfo *info);
+extern Expr *idem_relinfo_default(Relation target, AttrNumber attnum);
 extern int	idem_relinfo_find_column(const IdemMergeInfo *info, const char *name);
 extern char *idem_relinfo_quoted_list(List *names);
 extern List *idem_relinfo_columns(Oid relid, List *names, bool missing_ok);

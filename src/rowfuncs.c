@@ -34,10 +34,7 @@
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
 #include "nodes/supportnodes.h"
-#include "parser/parse_coerce.h"
-#include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
 #include "utils/datum.h"
@@ -729,22 +726,12 @@ prepare_default(IdemRun *run, const IdemLackingColumn *lacking)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(run->context);
 	Relation	target = table_open(run->info->target, NoLock);
-	Node	   *expression = build_column_default(target, lacking->attnum);
+	Expr	   *expression = idem_relinfo_default(target, lacking->attnum);
 	ExprState  *state;
 
-	if (expression == NULL)
-	{
-		/* A domain may refuse NULL; the executor asks it, too. */
-		Oid			base = getBaseType(lacking->type);
-
-		expression = coerce_to_target_type(NULL,
-										   (Node *) makeNullConst(base, -1, get_typcollation(base)),
-										   base, lacking->type, -1,
-										   COERCION_IMPLICIT, COERCE_IMPLICIT_CAST, -1);
-	}
 	if (run->estate == NULL)
 		run->estate = CreateExecutorState();
-	state = ExecPrepareExpr((Expr *) expression, run->estate);
+	state = ExecPrepareExpr(expression, run->estate);
 	table_close(target, NoLock);
 	MemoryContextSwitchTo(old_context);
 	return state;

@@ -495,6 +495,40 @@ idem_rowhash_equal(IdemImageType *type, Datum a, bool a_null, Datum b, bool b_nu
 }
 
 /*
+ * A 64-bit hash of a value and a seed, the same for all values that
+ * idem_rowhash_equal() calls equal. Not for types with parts (arrays, ranges,
+ * composites), which can have one image in several byte forms; and for use
+ * within one server only.
+ */
+uint64
+idem_rowhash_value(IdemImageType *type, Datum value, bool isnull, uint64 seed)
+{
+	struct varlena *packed;
+	uint64		hash;
+
+	Assert(!type->nested);
+	if (isnull)
+		return seed * UINT64CONST(0x9E3779B97F4A7C15) + 1;
+	if (type->typbyval)
+	{
+		/* The finalizer of MurmurHash3. */
+		hash = cut_byval(value, type->typlen) ^ seed;
+		hash = (hash ^ (hash >> 33)) * UINT64CONST(0xFF51AFD7ED558CCD);
+		hash = (hash ^ (hash >> 33)) * UINT64CONST(0xC4CEB9FE1A85EC53);
+		return hash ^ (hash >> 33);
+	}
+	if (type->typlen > 0)
+		return XXH3_64bits_withSeed(DatumGetPointer(value), type->typlen, seed);
+	if (type->typlen == -2)
+		return XXH3_64bits_withSeed(DatumGetCString(value), strlen(DatumGetCString(value)), seed);
+	packed = PG_DETOAST_DATUM_PACKED(value);
+	hash = XXH3_64bits_withSeed(VARDATA_ANY(packed), VARSIZE_ANY_EXHDR(packed), seed);
+	if ((Pointer) packed != DatumGetPointer(value))
+		pfree(packed);
+	return hash;
+}
+
+/*
  * Append a value to a sort key, such that bytewise comparison of the keys of
  * two rows gives the order that record_image_ops gives the rows: by-value types
  * as unsigned numbers, others bytewise with the shorter first, NULL last. Only

@@ -17,6 +17,7 @@ extern IdemImageType *idem_rowhash_type(Oid typid);
 extern bool idem_rowhash_is_byval(const IdemImageType *type);
 extern int16 idem_rowhash_typlen(const IdemImageType *type);
 extern bool idem_rowhash_equal(IdemImageType *type, Datum a, bool a_null, Datum b, bool b_null);
+extern uint64 idem_rowhash_value(IdemImageType *type, Datum value, bool isnull, uint64 seed);
 extern void idem_rowhash_order(IdemImageType *type, Datum value, bool isnull, StringInfo key);
 
 extern void idem_rowhash_deform(Datum record, int ncolumns, Datum *values, bool *nulls);

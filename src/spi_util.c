@@ -340,6 +340,26 @@ idem_spi_text(int row, int column, MemoryContext context)
 }
 
 /*
+ * Run a query on a relation under the active snapshot, and hand each row to
+ * dest. InvalidOid: the query does not use a relation.
+ */
+void
+idem_spi_read(const char *sql, Oid relid, DestReceiver *dest)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SPIExecuteOptions options = {0};
+	SPIPlanPtr	plan = idem_spi_prepare(sql, 0, NULL, 0, false);
+
+	idem_spi_plan_without_jit(plan, false);
+	idem_spi_require_meaning(plan, relid, InvalidOid, InvalidOid);
+	options.read_only = true;
+	options.dest = dest;
+	check(SPI_execute_plan_extended(plan, &options), "SPI_execute_plan");
+	MemoryContextSwitchTo(context);
+	idem_spi_require_meaning(plan, relid, InvalidOid, InvalidOid);
+}
+
+/*
  * Run a query on a relation into a tuplestore that lives in the current memory
  * context, and say what its rows look like.
  */

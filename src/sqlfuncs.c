@@ -25,7 +25,6 @@
 #include "security.h"
 #include "spi_util.h"
 
-PG_MODULE_MAGIC;
 
 PG_FUNCTION_INFO_V1(idem_merge);
 PG_FUNCTION_INFO_V1(idem_explain);

@@ -1,0 +1,647 @@
+/*-------------------------------------------------------------------------
+ *
+ * engine_native.c
+ *	  Classify and apply a batch by the table access method.
+ *
+ * The batch is read into a table of keys (native_batch.c). Stored rows are found
+ * by one pass over the target, or for a small batch by index probes, or not
+ * looked for where all staged keys are above the largest stored one. What is to
+ * be written is sorted by key and handed to native_write.c.
+ *
+ * All of it happens under one snapshot, as in a statement, and in a
+ * subtransaction, which is undone where a statement would have to wait for
+ * somebody, or to say what is wrong with the batch: then the sql engine takes
+ * the batch. So whatever this engine does not do itself is done as by the other
+ * one, and this one never waits for a row.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/heapam.h"
+#include "access/nbtree.h"
+#include "access/skey.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_type.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "optimizer/plancat.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+#include "utils/sortsupport.h"
+#include "utils/tuplesort.h"
+
+#include "attempt.h"
+#include "compat.h"
+#include "engine_native.h"
+#include "native_batch.h"
+#include "native_write.h"
+#include "security.h"
+
+/* Stored rows that are looked up together. */
+#define SCAN_BATCH		32
+
+/*
+ * Up to this many blocks of staging, the kept plan of the sql engine is faster
+ * than to prepare anything.
+ */
+#define SMALL_BLOCKS	16
+
+/* How an index probe compares with the visit of one row in a pass. */
+#define PROBE_COST		6.0
+
+/* A target where the engine gave up so often in a row is left alone for a while. */
+#define MAX_FALLBACKS	3
+#define PAUSE_MERGES	20
+#define MAX_WATCHED		32
+
+typedef struct WatchedTarget
+{
+	Oid			target;
+	int			fallbacks;		/* in a row */
+	int			pause;			/* merges to leave to the other engine */
+} WatchedTarget;
+
+typedef struct NativeRun
+{
+	IdemSource *source;
+	const IdemMergeInfo *info;
+	IdemCounts *result_counts;
+	char	  **result_fingerprint;
+	MemoryContext caller_context;
+	bool		contention;
+
+	Relation	target;
+	Snapshot	snapshot;
+	IdemComparer *comparer;
+	IdemBatch  *batch;
+	IdemCounts *counts;
+	MemoryContext row_context;
+	IdemRow    *staged;
+	Datum	   *stored;			/* by position in info->columns */
+	bool	   *stored_nulls;
+	AttrNumber	last_key;		/* how far a stored row must be deformed */
+	AttrNumber	last_compared;
+	bool		stale_error;
+	Tuplesortstate *changes;
+	TupleTableSlot *change;
+} NativeRun;
+
+static WatchedTarget watched[MAX_WATCHED];
+
+/* Says the operator class that values are equal only if their images are? */
+static bool
+is_image_equal(const IdemMergeInfo *info, const IdemKeyColumn *key)
+{
+	const IdemColumn *column = &info->columns[key->column];
+	Oid			opfamily = get_opclass_family(key->opclass);
+	Oid			function = get_opfamily_proc(opfamily, key->opcintype, key->opcintype,
+											 BTEQUALIMAGE_PROC);
+	Oid			base = getBaseType(column->type);
+
+	/* Trailing blanks are part of the image unless the length is fixed. */
+	if (base == BPCHAROID && column->typmod < 0)
+		return false;
+	if (type_is_rowtype(base) || OidIsValid(get_element_type(base)) || type_is_range(base) ||
+		type_is_multirange(base))
+		return false;
+	return OidIsValid(function) &&
+		DatumGetBool(OidFunctionCall1Coll(function, key->collation,
+										  ObjectIdGetDatum(key->opcintype)));
+}
+
+/*
+ * Why the engine cannot serve a merge, NULL if it can: nothing about the target
+ * may need the executor itself. The caller holds locks on both relations.
+ */
+const char *
+idem_engine_native_refusal(const IdemMergeInfo *info)
+{
+	const char *refusal = NULL;
+	Relation	target = table_open(info->target, NoLock);
+	TriggerDesc *triggers = target->trigdesc;
+	List	   *indexes = RelationGetIndexList(target);
+	ListCell   *lc;
+
+	if (info->target_kind != RELKIND_RELATION)
+		refusal = "the target is partitioned";
+	else if (target->rd_rel->relhassubclass)
+		refusal = "the target has child tables";
+	else if (target->rd_tableam != GetHeapamTableAmRoutine())
+		refusal = "the target is not a heap table";
+	else if (target->rd_rules)
+		refusal = "the target has rules";
+	else if (triggers && (triggers->trig_insert_before_row || triggers->trig_update_before_row))
+		refusal = "the target has BEFORE ROW triggers";
+	else if (check_enable_rls(info->target, InvalidOid, true) == RLS_ENABLED)
+		refusal = "row-level security of the target applies";
+	foreach(lc, indexes)
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		if (refusal)
+			;
+		else if (index->rd_index->indisexclusion)
+			refusal = "the target has an exclusion constraint";
+		else if (!index->rd_index->indimmediate)
+			refusal = "the target has a deferrable unique constraint";
+		index_close(index, NoLock);
+	}
+	for (int i = 0; refusal == NULL && i < info->nkeys; i++)
+		if (!is_image_equal(info, &info->keys[i]))
+			refusal = "keys can be equal and differ in their image";
+
+	/*
+	 * A matched row is proposed by the other engine with what the caller may
+	 * read of it, and with defaults for the rest.
+	 */
+	for (int i = 0; refusal == NULL && info->request->mode == IDEM_MODE_UPSERT &&
+		 i < RelationGetDescr(target)->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(RelationGetDescr(target), i);
+
+		if (!att->attisdropped &&
+			(!idem_security_may(info->target, att->attnum, ACL_SELECT) ||
+			 (att->attgenerated == '\0' &&
+			  !idem_security_may(info->target, att->attnum, ACL_INSERT))))
+			refusal = "the caller may not read and write all columns of the target";
+	}
+	table_close(target, NoLock);
+	return refusal;
+}
+
+/* The entry of a target among those that are watched; with add, made if need be. */
+static WatchedTarget *
+find_watched(Oid target, bool add)
+{
+	WatchedTarget *least = &watched[0];
+
+	for (int i = 0; i < MAX_WATCHED; i++)
+	{
+		if (watched[i].target == target)
+			return &watched[i];
+		if (watched[i].fallbacks + watched[i].pause < least->fallbacks + least->pause)
+			least = &watched[i];
+	}
+	if (!add)
+		return NULL;
+	memset(least, 0, sizeof(WatchedTarget));
+	least->target = target;
+	return least;
+}
+
+/*
+ * Why the other engine will be faster although this one can serve the merge,
+ * NULL if it will not.
+ */
+const char *
+idem_engine_native_disadvantage(const IdemMergeInfo *info)
+{
+	WatchedTarget *target = find_watched(info->target, false);
+	Relation	staging;
+	BlockNumber blocks = 0;
+
+	if (target && target->pause > 0)
+		return "merges of this target met concurrent changes again and again";
+	staging = table_open(info->staging, NoLock);
+	if (RELKIND_HAS_TABLE_AM(staging->rd_rel->relkind))
+		blocks = RelationGetNumberOfBlocks(staging);
+	else if (RELKIND_HAS_STORAGE(staging->rd_rel->relkind))
+		blocks = 0;
+	else
+		blocks = SMALL_BLOCKS + 1;	/* a view: who knows */
+	table_close(staging, NoLock);
+	return blocks <= SMALL_BLOCKS ? "the batch is small" : NULL;
+}
+
+/* Note something to be written: a new row, or a new version of the stored one. */
+static void
+note_change(NativeRun *run, IdemRowRef ref, ItemPointer tid)
+{
+	const IdemMergeInfo *info = run->info;
+	TupleTableSlot *slot = run->change;
+
+	ExecClearTuple(slot);
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		slot->tts_values[i] = run->staged->values[info->keys[i].column];
+		slot->tts_isnull[i] = run->staged->nulls[info->keys[i].column];
+	}
+	slot->tts_values[info->nkeys] = Int64GetDatum((int64) ref);
+	slot->tts_isnull[info->nkeys] = false;
+	slot->tts_isnull[info->nkeys + 1] = tid == NULL;
+	if (tid)
+		slot->tts_values[info->nkeys + 1] =
+			Int64GetDatum(((int64) ItemPointerGetBlockNumber(tid) << 16) |
+						  ItemPointerGetOffsetNumber(tid));
+	ExecStoreVirtualTuple(slot);
+	tuplesort_puttupleslot(run->changes, slot);
+}
+
+/* Take the columns of the key from a stored row. */
+static void
+get_stored_key(NativeRun *run, TupleTableSlot *slot, Datum *keys, bool *nulls)
+{
+	const IdemMergeInfo *info = run->info;
+
+	slot_getsomeattrs(slot, run->last_key);
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		int			attribute = info->columns[info->keys[i].column].target_attnum - 1;
+
+		keys[i] = slot->tts_values[attribute];
+		nulls[i] = slot->tts_isnull[attribute];
+	}
+}
+
+/* Has the staged row at hand the key of a stored one? */
+static bool
+has_key_of(const NativeRun *run, const TupleTableSlot *slot)
+{
+	const IdemMergeInfo *info = run->info;
+
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		int			column = info->keys[i].column;
+		int			attribute = info->columns[column].target_attnum - 1;
+
+		if (!idem_rowhash_equal(run->comparer->images[column],
+								run->staged->values[column], run->staged->nulls[column],
+								slot->tts_values[attribute], slot->tts_isnull[attribute]))
+			return false;
+	}
+	return true;
+}
+
+/* The staged row at hand has a stored one: decide what becomes of it. */
+static void
+classify_pair(NativeRun *run, IdemRowRef ref, TupleTableSlot *slot)
+{
+	const IdemMergeInfo *info = run->info;
+	MemoryContext old_context;
+	IdemRowFate fate;
+
+	if (info->request->mode == IDEM_MODE_INSERT)
+	{
+		run->counts->skipped++;
+		return;
+	}
+	slot_getsomeattrs(slot, run->last_compared);
+	for (int i = 0; i < info->ncolumns; i++)
+		if (info->columns[i].is_compared)
+		{
+			run->stored[i] = slot->tts_values[info->columns[i].target_attnum - 1];
+			run->stored_nulls[i] = slot->tts_isnull[info->columns[i].target_attnum - 1];
+		}
+	MemoryContextReset(run->row_context);
+	old_context = MemoryContextSwitchTo(run->row_context);
+	fate = idem_rowcmp_stored(run->comparer, run->staged->values, run->staged->nulls,
+							  run->stored, run->stored_nulls);
+	MemoryContextSwitchTo(old_context);
+	switch (fate)
+	{
+		case IDEM_ROW_UNCHANGED:
+			run->counts->unchanged++;
+			break;
+		case IDEM_ROW_STALE:
+			run->counts->stale++;
+			run->stale_error |= info->request->on_stale == IDEM_STALE_ERROR;
+			break;
+		case IDEM_ROW_CHANGED:
+			run->counts->updated++;
+			note_change(run, ref, &slot->tts_tid);
+			break;
+	}
+}
+
+/* The staged row at hand has no stored one. */
+static void
+classify_unmatched(NativeRun *run, IdemRowRef ref)
+{
+	if (run->info->request->mode == IDEM_MODE_UPDATE)
+		run->counts->skipped++;
+	else
+	{
+		run->counts->inserted++;
+		note_change(run, ref, NULL);
+	}
+}
+
+/* Find the stored rows by one pass over the target. */
+static void
+scan_target(NativeRun *run)
+{
+	TableScanDesc scan = table_beginscan(run->target, run->snapshot, 0, NULL);
+	TupleTableSlot *next = table_slot_create(run->target, NULL);
+	TupleTableSlot *slots[SCAN_BATCH];
+	HeapTupleData tuples[SCAN_BATCH];
+	uint64		hashes[SCAN_BATCH];
+	IdemBatchEntry *entries[SCAN_BATCH];
+	bool		more = true;
+	uint64		position = 0;
+	IdemRowRef	ref;
+	bool		matched;
+
+	for (int i = 0; i < SCAN_BATCH; i++)
+		slots[i] = table_slot_create(run->target, NULL);
+	while (more)
+	{
+		int			count;
+
+		CHECK_FOR_INTERRUPTS();
+		for (count = 0; count < SCAN_BATCH; count++)
+		{
+			Datum		keys[INDEX_MAX_KEYS];
+			bool		nulls[INDEX_MAX_KEYS];
+
+			more = table_scan_getnextslot(scan, ForwardScanDirection, next);
+			if (!more)
+				break;
+			/* The scan goes on to use the tuple's header, not only the slot. */
+			tuples[count] = *ExecFetchSlotHeapTuple(next, false, NULL);
+			ExecStoreBufferHeapTuple(&tuples[count], slots[count],
+									 ((BufferHeapTupleTableSlot *) next)->buffer);
+			get_stored_key(run, slots[count], keys, nulls);
+			hashes[count] = idem_batch_hash(run->batch, keys, nulls);
+			idem_batch_prefetch(run->batch, hashes[count]);
+		}
+		/* Rows that look matched come to the cache side by side. */
+		for (int i = 0; i < count; i++)
+		{
+			entries[i] = idem_batch_lookup(run->batch, hashes[i]);
+			if (entries[i])
+				idem_batch_prefetch_row(run->batch, idem_batch_ref(entries[i]), true);
+		}
+		for (int i = 0; i < count; i++)
+			if (entries[i])
+				idem_batch_prefetch_row(run->batch, idem_batch_ref(entries[i]), false);
+		for (int i = 0; i < count; i++)
+		{
+			for (IdemBatchEntry *entry = entries[i]; entry;
+				 entry = idem_batch_lookup_next(run->batch, entry))
+			{
+				ref = idem_batch_ref(entry);
+				idem_batch_load(run->batch, ref, run->staged);
+				if (!has_key_of(run, slots[i]))
+					continue;
+				idem_batch_set_matched(entry);
+				classify_pair(run, ref, slots[i]);
+				break;
+			}
+		}
+	}
+	for (int i = 0; i < SCAN_BATCH; i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+	ExecDropSingleTupleTableSlot(next);
+	table_endscan(scan);
+
+	while (idem_batch_next(run->batch, &position, &ref, &matched))
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (matched)
+			continue;
+		if (run->info->request->mode != IDEM_MODE_UPDATE)
+			idem_batch_load(run->batch, ref, run->staged);
+		classify_unmatched(run, ref);
+	}
+}
+
+/* A sort of row references by key. */
+static Tuplesortstate *
+begin_sort(const NativeRun *run, int memory)
+{
+	const IdemMergeInfo *info = run->info;
+	AttrNumber	attnums[INDEX_MAX_KEYS];
+	Oid			operators[INDEX_MAX_KEYS];
+	Oid			collations[INDEX_MAX_KEYS];
+	bool		nulls_first[INDEX_MAX_KEYS];
+
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		attnums[i] = i + 1;
+		operators[i] = info->keys[i].sort_operator;
+		collations[i] = info->keys[i].collation;
+		nulls_first[i] = info->keys[i].nulls_first;
+	}
+	return tuplesort_begin_heap(run->change->tts_tupleDescriptor, info->nkeys, attnums, operators,
+								collations, nulls_first, memory, NULL, TUPLESORT_NONE);
+}
+
+static IdemRowRef
+change_ref(const NativeRun *run)
+{
+	return (IdemRowRef) DatumGetInt64(run->change->tts_values[run->info->nkeys]);
+}
+
+/* Find the stored rows by their index, in its order. */
+static void
+probe_target(NativeRun *run)
+{
+	const IdemMergeInfo *info = run->info;
+	Relation	index = index_open(info->index, AccessShareLock);
+	TupleTableSlot *stored = table_slot_create(run->target, NULL);
+	Tuplesortstate *changes = run->changes;
+	Tuplesortstate *order = begin_sort(run, work_mem / 2);
+	IndexScanDesc scan;
+	ScanKeyData keys[INDEX_MAX_KEYS];
+	uint64		position = 0;
+	IdemRowRef	ref;
+	bool		matched;
+
+	run->changes = order;
+	while (idem_batch_next(run->batch, &position, &ref, &matched))
+	{
+		CHECK_FOR_INTERRUPTS();
+		idem_batch_load(run->batch, ref, run->staged);
+		note_change(run, ref, NULL);
+	}
+	run->changes = changes;
+	tuplesort_performsort(order);
+
+	for (int i = 0; i < info->nkeys; i++)
+		ScanKeyEntryInitialize(&keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   info->keys[i].collation,
+							   get_opcode(info->keys[i].equal_operator), (Datum) 0);
+	scan = index_beginscan_compat(run->target, index, run->snapshot, info->nkeys);
+	while (tuplesort_gettupleslot(order, true, false, run->change, NULL))
+	{
+		CHECK_FOR_INTERRUPTS();
+		slot_getallattrs(run->change);
+		ref = change_ref(run);
+		idem_batch_load(run->batch, ref, run->staged);
+		for (int i = 0; i < info->nkeys; i++)
+		{
+			int			column = info->keys[i].column;
+
+			keys[i].sk_argument = run->staged->values[column];
+			keys[i].sk_flags = run->staged->nulls[column] ? SK_ISNULL | SK_SEARCHNULL : 0;
+		}
+		index_rescan(scan, keys, info->nkeys, NULL, 0);
+		if (index_getnext_slot(scan, ForwardScanDirection, stored))
+			classify_pair(run, ref, stored);
+		else
+			classify_unmatched(run, ref);
+	}
+	index_endscan(scan);
+	tuplesort_end(order);
+	ExecDropSingleTupleTableSlot(stored);
+	index_close(index, NoLock);
+}
+
+/* Are fewer stored rows looked at by the index than by a pass over all? */
+static bool
+probes_are_cheaper(const NativeRun *run)
+{
+	BlockNumber pages;
+	double		tuples;
+	double		all_visible;
+
+	estimate_rel_size(run->target, NULL, &pages, &tuples, &all_visible);
+	return idem_batch_size(run->batch) * PROBE_COST < tuples;
+}
+
+/* Write what is to be written, in the order of the key. False on contention. */
+static bool
+write_changes(NativeRun *run)
+{
+	const IdemMergeInfo *info = run->info;
+	IdemWriter *writer;
+	bool		done = true;
+
+	if (run->counts->inserted + run->counts->updated == 0 && run->target->trigdesc == NULL)
+		return true;
+	tuplesort_performsort(run->changes);
+	writer = idem_writer_begin(info, run->target, run->snapshot);
+	while (done && tuplesort_gettupleslot(run->changes, true, false, run->change, NULL))
+	{
+		slot_getallattrs(run->change);
+		idem_batch_load(run->batch, change_ref(run), run->staged);
+		if (run->change->tts_isnull[info->nkeys + 1])
+			done = idem_writer_insert(writer, run->staged->values, run->staged->nulls);
+		else
+		{
+			int64		packed = DatumGetInt64(run->change->tts_values[info->nkeys + 1]);
+			ItemPointerData tid;
+
+			ItemPointerSet(&tid, (BlockNumber) (packed >> 16), (OffsetNumber) (packed & 0xFFFF));
+			done = idem_writer_update(writer, &tid, run->staged->values, run->staged->nulls);
+		}
+	}
+	done = done && idem_writer_flush(writer);
+	if (done)
+		idem_writer_finish(writer);
+	idem_writer_free(writer);
+	return done;
+}
+
+/* Prepare what the passes over the batch share. */
+static void
+prepare(NativeRun *run)
+{
+	const IdemMergeInfo *info = run->info;
+	TupleDesc	change = CreateTemplateTupleDesc(info->nkeys + 2);
+
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		const IdemColumn *column = &info->columns[info->keys[i].column];
+
+		TupleDescInitEntry(change, i + 1, NULL, column->type, -1, 0);
+		run->last_key = Max(run->last_key, column->target_attnum);
+	}
+	TupleDescInitEntry(change, info->nkeys + 1, NULL, INT8OID, -1, 0);
+	TupleDescInitEntry(change, info->nkeys + 2, NULL, INT8OID, -1, 0);
+	tupdesc_finalize_compat(change);
+	run->change = MakeSingleTupleTableSlot(change, &TTSOpsMinimalTuple);
+	run->last_compared = run->last_key;
+	for (int i = 0; i < info->ncolumns; i++)
+		if (info->columns[i].is_compared)
+			run->last_compared = Max(run->last_compared, info->columns[i].target_attnum);
+	run->row_context = AllocSetContextCreate(CurrentMemoryContext, "idem_merge row",
+											 ALLOCSET_DEFAULT_SIZES);
+	run->stored = palloc0(sizeof(Datum) * Max(info->ncolumns, 1));
+	run->stored_nulls = palloc0(sizeof(bool) * Max(info->ncolumns, 1));
+	run->staged = idem_batch_make_row(run->batch);
+	run->counts = idem_batch_counts(run->batch);
+	run->changes = begin_sort(run, work_mem / 2);
+}
+
+/* Classify and apply, in the subtransaction. False to have it undone. */
+static bool
+attempt(void *arg)
+{
+	NativeRun  *run = arg;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "idem_merge native",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old_context = MemoryContextSwitchTo(context);
+	bool		done = false;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	run->snapshot = GetActiveSnapshot();
+	run->target = table_open(run->info->target, NoLock);
+	run->comparer = idem_rowcmp_begin(run->info);
+	run->batch = idem_batch_read(run->source, run->info, run->comparer, run->snapshot);
+	if (idem_batch_refusal(run->batch) == NULL)
+	{
+		prepare(run);
+		if (probes_are_cheaper(run))
+			probe_target(run);
+		else
+			scan_target(run);
+		if (!run->stale_error)
+		{
+			done = write_changes(run);
+			run->contention = !done;
+		}
+		tuplesort_end(run->changes);
+		if (done)
+		{
+			*run->result_counts = *run->counts;
+			MemoryContextSwitchTo(run->caller_context);
+			*run->result_fingerprint = pstrdup(idem_batch_fingerprint(run->batch));
+		}
+	}
+	idem_batch_free(run->batch);
+	table_close(run->target, NoLock);
+	PopActiveSnapshot();
+	MemoryContextSwitchTo(old_context);
+	MemoryContextDelete(context);
+	return done;
+}
+
+/*
+ * Apply the batch. False if it was not applied, and nothing has changed: the
+ * other engine must take it. Results are palloc'd in the current memory
+ * context.
+ */
+bool
+idem_engine_native_apply(IdemSource *source, const IdemMergeInfo *info,
+						 IdemCounts *counts, char **fingerprint)
+{
+	NativeRun	run = {source, info, counts, fingerprint};
+	bool		done;
+
+	run.caller_context = CurrentMemoryContext;
+	/* The tuplestore outlives the subtransaction. */
+	idem_source_materialize(source);
+	done = idem_attempt_run(attempt, &run);
+	if (done || run.contention)
+	{
+		WatchedTarget *target = find_watched(info->target, run.contention);
+
+		if (target && run.contention && ++target->fallbacks >= MAX_FALLBACKS)
+			target->pause = PAUSE_MERGES;
+		else if (target && !run.contention)
+			target->fallbacks = 0;
+	}
+	return done;
+}

@@ -1,0 +1,22 @@
+/*-------------------------------------------------------------------------
+ *
+ * guc.h
+ *	  Settings.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_GUC_H
+#define IDEM_GUC_H
+
+typedef enum IdemEngine
+{
+	IDEM_ENGINE_AUTO,
+	IDEM_ENGINE_NATIVE,
+	IDEM_ENGINE_SQL
+} IdemEngine;
+
+extern int	idem_guc_engine;
+
+extern void idem_guc_define(void);
+
+#endif							/* IDEM_GUC_H */

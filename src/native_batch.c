@@ -1,0 +1,707 @@
+/*-------------------------------------------------------------------------
+ *
+ * native_batch.c
+ *	  The staged rows of a batch, one for each key, in memory.
+ *
+ * A table of keys has 16 bytes for each: a hash, and a reference to the row.
+ * The row itself stays where it is, if staging is a table that can be asked
+ * again by ctid under the same snapshot and that fits the buffers; otherwise it
+ * is copied. Rows of one key are compared, and one of them remains, as soon as
+ * the second one comes.
+ *
+ * What the sql engine reports (keys that are NULL, different rows of one key)
+ * is not reported here: such a batch is refused, for that engine to say it. It
+ * is refused as well if the rows do not fit work_mem x hash_mem_multiplier.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
+#include "storage/buf_internals.h"
+#include "storage/bufmgr.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "native_batch.h"
+
+#define INITIAL_SLOTS	1024
+#define MAX_PENDING		16
+#define CHUNK_BITS		20
+#define CHUNK_SIZE		((Size) 1 << CHUNK_BITS)
+#define MATCHED			(UINT64CONST(1) << 63)
+
+/* The receiver of staged rows. */
+typedef struct BatchReceiver
+{
+	DestReceiver pub;
+	IdemBatch  *batch;
+} BatchReceiver;
+
+struct IdemBatch
+{
+	MemoryContext context;
+	MemoryContext row_context;	/* reset for each staged row */
+	const IdemMergeInfo *info;
+	IdemComparer *comparer;
+	IdemFingerprint *fingerprint;
+	IdemCounts	counts;
+	const char *refusal;		/* why to leave it to the other engine */
+
+	/* casts */
+	EState	   *estate;
+	ExprState **casts;			/* NULL where there is none */
+	IdemRow    *incoming;		/* the row that is being read */
+
+	/* rows */
+	Relation	staging;		/* rows are loaded from there, or NULL */
+	Buffer	   *buffers;		/* where its blocks were seen last */
+	BlockNumber nblocks;
+	Snapshot	snapshot;
+	TupleDesc	copied;			/* of rows that are copied */
+	char	  **chunks;
+	uint64		nchunks;
+	uint64		max_chunks;
+	Size		chunk_used;		/* of the last one */
+	Size		copied_size;
+	IdemRow    *old_row;		/* of one key */
+	IdemRow    *new_row;
+
+	/* keys */
+	IdemBatchEntry *slots;
+	uint64		nslots;			/* a power of two */
+	uint64		nused;
+	IdemBatchEntry pending[MAX_PENDING];	/* not looked up yet */
+	int			npending;
+};
+
+/*
+ * A staged value as INSERT would convert it: the expression is over a case test
+ * value, and NULL if there is nothing to convert.
+ */
+static Expr *
+cast_expression(const IdemColumn *column)
+{
+	CaseTestExpr *staged;
+	Node	   *expression;
+
+	if (column->staged_type == column->type &&
+		(column->typmod < 0 || column->typmod == column->staged_typmod))
+		return NULL;
+	staged = makeNode(CaseTestExpr);
+	staged->typeId = column->staged_type;
+	staged->typeMod = column->staged_typmod;
+	staged->collation = column->staged_collation;
+	expression = coerce_to_target_type(NULL, (Node *) staged, column->staged_type,
+									   column->type, column->typmod,
+									   COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
+	if (expression == NULL)
+		elog(ERROR, "column \"%s\" cannot be converted", column->name);
+	/* Some types differ in name only. */
+	return expression == (Node *) staged ? NULL : (Expr *) expression;
+}
+
+/*
+ * Can rows be loaded from the relation by ctid, as they were read? Not from
+ * what has parts, computes columns as it is read, or would be read from disk
+ * for each row.
+ */
+static bool
+can_load_by_ctid(Relation staging, bool volatile_casts)
+{
+	TupleDesc	tupdesc = RelationGetDescr(staging);
+	char		kind = staging->rd_rel->relkind;
+
+	if ((kind != RELKIND_RELATION && kind != RELKIND_MATVIEW) ||
+		staging->rd_rel->relam != HEAP_TABLE_AM_OID ||
+		staging->rd_rel->relhassubclass || volatile_casts)
+		return false;
+	for (int i = 0; i < tupdesc->natts; i++)
+		if (attribute_is_virtual_compat(TupleDescAttr(tupdesc, i)))
+			return false;
+	return RelationGetNumberOfBlocks(staging) <=
+		(RelationUsesLocalBuffers(staging) ? num_temp_buffers : NBuffers) / 2;
+}
+
+/* Make room for a row at hand. It lives as long as the batch. */
+IdemRow *
+idem_batch_make_row(IdemBatch *batch)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(batch->context);
+	IdemRow    *row = palloc0(sizeof(IdemRow));
+	int			ncolumns = Max(batch->info->ncolumns, 1);
+
+	row->values = palloc0(sizeof(Datum) * ncolumns);
+	row->nulls = palloc0(sizeof(bool) * ncolumns);
+	row->slot = batch->staging ?
+		table_slot_create(batch->staging, &batch->estate->es_tupleTable) :
+		ExecAllocTableSlot(&batch->estate->es_tupleTable, batch->copied, &TTSOpsMinimalTuple);
+	row->econtext = CreateExprContext(batch->estate);
+	MemoryContextSwitchTo(old_context);
+	return row;
+}
+
+/* Convert the row's values, which are as they were staged. */
+static void
+convert(IdemBatch *batch, IdemRow *row)
+{
+	ResetExprContext(row->econtext);
+	for (int i = 0; i < batch->info->ncolumns; i++)
+	{
+		if (batch->casts[i] == NULL)
+			continue;
+		row->econtext->caseValue_datum = row->values[i];
+		row->econtext->caseValue_isNull = row->nulls[i];
+		row->values[i] = ExecEvalExprSwitchContext(batch->casts[i], row->econtext,
+												   &row->nulls[i]);
+	}
+}
+
+/*
+ * Let the slot have a tuple of staging. It was seen by the snapshot, which keeps
+ * it where it is, so neither visibility nor a lock on the buffer is needed. To
+ * look a buffer up costs more than all the rest, hence the guess where it is.
+ */
+static void
+load_tuple(IdemBatch *batch, IdemRowRef ref, IdemRow *row)
+{
+	BlockNumber block = (BlockNumber) (ref >> 16);
+	OffsetNumber offset = (OffsetNumber) (ref & 0xFFFF);
+	Buffer		buffer = batch->buffers[block];
+	Page		page;
+	ItemId		item;
+
+	ExecClearTuple(row->slot);
+	if (!BufferIsValid(buffer) ||
+		!read_recent_buffer_compat(batch->staging, block, buffer))
+	{
+		buffer = ReadBuffer(batch->staging, block);
+		batch->buffers[block] = buffer;
+	}
+	page = BufferGetPage(buffer);
+	item = PageGetItemId(page, offset);
+	if (!ItemIdIsNormal(item))
+		elog(ERROR, "could not find staged row (%u,%u) again", block, offset);
+	row->tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
+	row->tuple.t_len = ItemIdGetLength(item);
+	row->tuple.t_tableOid = RelationGetRelid(batch->staging);
+	ItemPointerSet(&row->tuple.t_self, block, offset);
+	ExecStorePinnedBufferHeapTuple(&row->tuple, row->slot, buffer);
+}
+
+/*
+ * Let a row come to the cache: first what leads to it, later the row. Memory is
+ * only hinted at, or looked at without a pin, where wrong data cannot do harm.
+ */
+void
+idem_batch_prefetch_row(const IdemBatch *batch, IdemRowRef ref, bool lead)
+{
+#ifdef __GNUC__
+	const char *data;
+
+	if (batch->staging)
+	{
+		Buffer		buffer = batch->buffers[ref >> 16];
+		const char *page;
+		const ItemIdData *item;
+
+		if (!BufferIsValid(buffer))
+			return;
+		page = (const char *) BufferGetPage(buffer);
+		item = PageGetItemId((Page) page, ref & 0xFFFF);
+		if (lead)
+		{
+			if (!BufferIsLocal(buffer))
+				__builtin_prefetch(GetBufferDescriptor(buffer - 1));
+			__builtin_prefetch(item);
+			return;
+		}
+		data = page + Min(ItemIdGetOffset(item), BLCKSZ - 256);
+	}
+	else if (lead)
+		return;
+	else
+		data = batch->chunks[ref >> CHUNK_BITS] + (ref & (CHUNK_SIZE - 1));
+	for (int i = 0; i < 4; i++)
+		__builtin_prefetch(data + i * 64);
+#endif
+}
+
+/* Load a row that the batch has. */
+void
+idem_batch_load(IdemBatch *batch, IdemRowRef ref, IdemRow *row)
+{
+	const IdemMergeInfo *info = batch->info;
+
+	if (batch->staging)
+	{
+		load_tuple(batch, ref, row);
+		slot_getallattrs(row->slot);
+		for (int i = 0; i < info->ncolumns; i++)
+		{
+			int			attribute = info->columns[i].staged_attnum - 1;
+
+			row->values[i] = row->slot->tts_values[attribute];
+			row->nulls[i] = row->slot->tts_isnull[attribute];
+		}
+		convert(batch, row);
+		return;
+	}
+	ExecStoreMinimalTuple((MinimalTuple) (batch->chunks[ref >> CHUNK_BITS] +
+										  (ref & (CHUNK_SIZE - 1))),
+						  row->slot, false);
+	slot_getallattrs(row->slot);
+	memcpy(row->values, row->slot->tts_values, sizeof(Datum) * info->ncolumns);
+	memcpy(row->nulls, row->slot->tts_isnull, sizeof(bool) * info->ncolumns);
+}
+
+/* Copy a row; the reference is where the copy is. */
+static IdemRowRef
+copy_row(IdemBatch *batch, const IdemRow *row)
+{
+	MinimalTuple tuple = heap_form_minimal_tuple(batch->copied, row->values, row->nulls);
+	Size		size = MAXALIGN(tuple->t_len);
+	IdemRowRef	ref;
+
+	if (batch->nchunks == 0 || batch->chunk_used + size > CHUNK_SIZE)
+	{
+		if (batch->nchunks == batch->max_chunks)
+		{
+			batch->max_chunks = batch->max_chunks * 2 + 64;
+			batch->chunks = batch->chunks ?
+				repalloc_huge(batch->chunks, sizeof(char *) * batch->max_chunks) :
+				MemoryContextAllocHuge(batch->context, sizeof(char *) * batch->max_chunks);
+		}
+		/* References are not 0: the first row is not at the very beginning. */
+		batch->chunks[batch->nchunks++] =
+			MemoryContextAllocHuge(batch->context, Max(CHUNK_SIZE, size + MAXIMUM_ALIGNOF));
+		batch->chunk_used = MAXIMUM_ALIGNOF;
+		batch->copied_size += Max(CHUNK_SIZE, size);
+	}
+	ref = ((batch->nchunks - 1) << CHUNK_BITS) | batch->chunk_used;
+	memcpy(batch->chunks[batch->nchunks - 1] + batch->chunk_used, tuple, tuple->t_len);
+	batch->chunk_used += size;
+	heap_free_minimal_tuple(tuple);
+	return ref;
+}
+
+/* The hash of a key, whose values are in the order of its index. */
+uint64
+idem_batch_hash(const IdemBatch *batch, const Datum *keys, const bool *nulls)
+{
+	const IdemMergeInfo *info = batch->info;
+	uint64		hash = 0;
+
+	for (int i = 0; i < info->nkeys; i++)
+		hash = idem_rowhash_value(batch->comparer->images[info->keys[i].column],
+								  keys[i], nulls[i], hash);
+	return hash;
+}
+
+static uint64
+row_hash(const IdemBatch *batch, const IdemRow *row)
+{
+	const IdemMergeInfo *info = batch->info;
+	uint64		hash = 0;
+
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		int			column = info->keys[i].column;
+
+		hash = idem_rowhash_value(batch->comparer->images[column],
+								  row->values[column], row->nulls[column], hash);
+	}
+	return hash;
+}
+
+/* Have two staged rows the same key? */
+static bool
+same_key(const IdemBatch *batch, const IdemRow *a, const IdemRow *b)
+{
+	const IdemMergeInfo *info = batch->info;
+
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		int			column = info->keys[i].column;
+
+		if (!idem_rowhash_equal(batch->comparer->images[column],
+								a->values[column], a->nulls[column],
+								b->values[column], b->nulls[column]))
+			return false;
+	}
+	return true;
+}
+
+/* Is the image of row a greater than that of b, in the columns that decide? */
+static bool
+has_greater_image(const IdemBatch *batch, const IdemRow *a, const IdemRow *b, bool audit_only)
+{
+	StringInfoData image_a;
+	StringInfoData image_b;
+	int			order;
+
+	initStringInfo(&image_a);
+	initStringInfo(&image_b);
+	for (int i = 0; i < batch->info->ncolumns; i++)
+	{
+		if (audit_only && !batch->info->columns[i].is_audit)
+			continue;
+		idem_rowhash_order(batch->comparer->images[i], a->values[i], a->nulls[i], &image_a);
+		idem_rowhash_order(batch->comparer->images[i], b->values[i], b->nulls[i], &image_b);
+	}
+	order = memcmp(image_a.data, image_b.data, Min(image_a.len, image_b.len));
+	return order != 0 ? order > 0 : image_a.len > image_b.len;
+}
+
+/* Of two rows of one key, does the new one stay? */
+static bool
+new_row_wins(IdemBatch *batch)
+{
+	const IdemMergeInfo *info = batch->info;
+	IdemRow    *old = batch->old_row;
+	IdemRow    *new = batch->new_row;
+	bool		any = info->on_duplicate == IDEM_DUPLICATE_ANY;
+
+	if (info->on_duplicate != IDEM_DUPLICATE_ERROR)
+	{
+		int			order = idem_rowcmp_versions(batch->comparer, new->values, new->nulls,
+												 old->values, old->nulls);
+
+		if (order != 0)
+			return order > 0;
+	}
+	if (!any && !idem_rowcmp_same_content(batch->comparer, new->values, new->nulls,
+										  old->values, old->nulls))
+	{
+		batch->refusal = "staging has different rows for one key";
+		return false;
+	}
+	return has_greater_image(batch, new, old, !any);
+}
+
+static inline IdemBatchEntry *
+slot_of(const IdemBatch *batch, uint64 hash)
+{
+	return &batch->slots[hash & (batch->nslots - 1)];
+}
+
+static inline IdemBatchEntry *
+slot_after(const IdemBatch *batch, const IdemBatchEntry *slot)
+{
+	return &batch->slots[(slot - batch->slots + 1) & (batch->nslots - 1)];
+}
+
+/* Double the table of keys. False if that would take too much memory. */
+static bool
+grow(IdemBatch *batch)
+{
+	IdemBatchEntry *old_slots = batch->slots;
+	uint64		old_nslots = batch->nslots;
+	uint64		nslots = old_nslots * 2;
+	Size		size = nslots * sizeof(IdemBatchEntry);
+
+	/* While it is copied, the old table is there too. */
+	if (size + size / 2 + batch->copied_size > get_hash_memory_limit())
+		return false;
+	batch->slots = MemoryContextAllocExtended(batch->context, size,
+											  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	batch->nslots = nslots;
+	for (uint64 i = 0; i < old_nslots; i++)
+	{
+		IdemBatchEntry *slot;
+
+		if (old_slots[i].ref == 0)
+			continue;
+		for (slot = slot_of(batch, old_slots[i].hash); slot->ref != 0;
+			 slot = slot_after(batch, slot));
+		*slot = old_slots[i];
+	}
+	pfree(old_slots);
+	return true;
+}
+
+/* Put the rows that wait into the table of keys. */
+static void
+flush_pending(IdemBatch *batch)
+{
+	for (int i = 0; i < batch->npending && batch->refusal == NULL; i++)
+	{
+		IdemBatchEntry entry = batch->pending[i];
+		IdemBatchEntry *slot;
+		bool		loaded = false;
+
+		for (slot = slot_of(batch, entry.hash); slot->ref != 0; slot = slot_after(batch, slot))
+		{
+			if (slot->hash != entry.hash)
+				continue;
+			if (!loaded)
+				idem_batch_load(batch, entry.ref, batch->new_row);
+			loaded = true;
+			idem_batch_load(batch, slot->ref, batch->old_row);
+			if (same_key(batch, batch->old_row, batch->new_row))
+				break;
+		}
+		if (slot->ref != 0)
+		{
+			batch->counts.duplicate++;
+			if (new_row_wins(batch))
+				slot->ref = entry.ref;
+			continue;
+		}
+		*slot = entry;
+		batch->nused++;
+		if (batch->nused >= batch->nslots / 4 * 3 && !grow(batch))
+			batch->refusal = "the batch does not fit work_mem times hash_mem_multiplier";
+	}
+	batch->npending = 0;
+}
+
+static bool
+has_null_key(const IdemBatch *batch, const bool *nulls)
+{
+	if (batch->info->nulls_not_distinct)
+		return false;
+	for (int i = 0; i < batch->info->nkeys; i++)
+		if (nulls[batch->info->keys[i].column])
+			return true;
+	return false;
+}
+
+/* Take a row as it was staged; with the ctid after its columns if rows are loaded. */
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	IdemBatch  *batch = ((BatchReceiver *) self)->batch;
+	IdemRow    *row = batch->incoming;
+	int			ncolumns = batch->info->ncolumns;
+	MemoryContext old_context = MemoryContextSwitchTo(batch->row_context);
+	IdemBatchEntry *entry;
+
+	MemoryContextReset(batch->row_context);
+	slot_getallattrs(slot);
+	batch->counts.staged++;
+	idem_rowhash_add(batch->fingerprint, slot->tts_values, slot->tts_isnull);
+	memcpy(row->values, slot->tts_values, sizeof(Datum) * ncolumns);
+	memcpy(row->nulls, slot->tts_isnull, sizeof(bool) * ncolumns);
+	if (!has_null_key(batch, row->nulls))
+		convert(batch, row);
+	if (has_null_key(batch, row->nulls))
+		batch->refusal = "a key is null";
+	else
+	{
+		if (batch->comparer->info->nversions > 0 &&
+			idem_rowcmp_is_endless(batch->comparer, row->values, row->nulls))
+			batch->refusal = "a version is NaN or infinity";
+		entry = &batch->pending[batch->npending++];
+		entry->hash = row_hash(batch, row);
+		if (batch->staging)
+		{
+			ItemPointer tid = (ItemPointer) DatumGetPointer(slot->tts_values[ncolumns]);
+
+			entry->ref = ((uint64) ItemPointerGetBlockNumber(tid) << 16) |
+				ItemPointerGetOffsetNumber(tid);
+		}
+		else
+		{
+			entry->ref = copy_row(batch, row);
+			if (batch->copied_size + batch->nslots * sizeof(IdemBatchEntry) >
+				get_hash_memory_limit())
+				batch->refusal = "the batch does not fit work_mem times hash_mem_multiplier";
+		}
+		/* The table is larger than a cache: let memory come while we go on. */
+		idem_batch_prefetch(batch, entry->hash);
+		if (batch->npending == MAX_PENDING)
+			flush_pending(batch);
+	}
+	MemoryContextSwitchTo(old_context);
+	return batch->refusal == NULL;	/* else the query ends here */
+}
+
+static void
+ignore_startup(DestReceiver *self, int operation, TupleDesc typeinfo)
+{
+}
+
+static void
+ignore(DestReceiver *self)
+{
+}
+
+/*
+ * Read a batch under the active snapshot, which must be the one given and stay
+ * registered while the batch is used. The caller holds locks on both relations
+ * and an SPI connection. If idem_batch_refusal() then is not NULL, the batch is
+ * not for the native engine. It lives in the current memory context;
+ * idem_batch_free() ends what it holds.
+ */
+IdemBatch *
+idem_batch_read(IdemSource *source, const IdemMergeInfo *info, IdemComparer *comparer,
+				Snapshot snapshot)
+{
+	IdemBatch  *batch = palloc0(sizeof(IdemBatch));
+	BatchReceiver receiver = {{receive_row, ignore_startup, ignore, ignore, DestNone}};
+	Relation	staging = table_open(info->staging, NoLock);
+	char	  **names = palloc(sizeof(char *) * Max(info->ncolumns, 1));
+	Oid		   *types = palloc(sizeof(Oid) * Max(info->ncolumns, 1));
+	bool	   *covered = palloc(sizeof(bool) * Max(info->ncolumns, 1));
+	List	   *columns = NIL;
+	bool		volatile_casts = false;
+
+	batch->context = CurrentMemoryContext;
+	batch->row_context = AllocSetContextCreate(CurrentMemoryContext, "idem_merge staged row",
+											   ALLOCSET_DEFAULT_SIZES);
+	batch->info = info;
+	batch->comparer = comparer;
+	batch->snapshot = snapshot;
+	batch->estate = CreateExecutorState();
+	batch->casts = palloc0(sizeof(ExprState *) * Max(info->ncolumns, 1));
+	batch->copied = CreateTemplateTupleDesc(info->ncolumns);
+	for (int i = 0; i < info->ncolumns; i++)
+	{
+		const IdemColumn *column = &info->columns[i];
+		Expr	   *cast = cast_expression(column);
+
+		names[i] = column->name;
+		types[i] = column->staged_type;
+		covered[i] = !column->is_audit;
+		columns = lappend(columns, column->name);
+		TupleDescInitEntry(batch->copied, i + 1, NULL, column->type, -1, 0);
+		if (cast)
+		{
+			volatile_casts |= contain_volatile_functions((Node *) cast);
+			batch->casts[i] = ExecPrepareExpr(cast, batch->estate);
+		}
+	}
+	tupdesc_finalize_compat(batch->copied);
+	batch->fingerprint = idem_rowhash_begin(info->ncolumns, names, types, covered);
+	if (!source->materialize && can_load_by_ctid(staging, volatile_casts))
+	{
+		batch->staging = staging;
+		batch->nblocks = RelationGetNumberOfBlocks(staging);
+		batch->buffers = MemoryContextAllocExtended(batch->context,
+													sizeof(Buffer) * Max(batch->nblocks, 1),
+													MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	}
+	else
+		table_close(staging, NoLock);
+	batch->incoming = idem_batch_make_row(batch);
+	batch->old_row = idem_batch_make_row(batch);
+	batch->new_row = idem_batch_make_row(batch);
+	batch->nslots = INITIAL_SLOTS;
+	batch->slots = palloc0(sizeof(IdemBatchEntry) * INITIAL_SLOTS);
+
+	receiver.batch = batch;
+	idem_source_read(source, columns, batch->staging != NULL, &receiver.pub);
+	if (batch->refusal == NULL)
+		flush_pending(batch);
+	return batch;
+}
+
+/* Let go of relations and buffers; the memory goes with its context. */
+void
+idem_batch_free(IdemBatch *batch)
+{
+	ExecResetTupleTable(batch->estate->es_tupleTable, false);
+	if (batch->staging)
+		table_close(batch->staging, NoLock);
+	FreeExecutorState(batch->estate);
+}
+
+/* Why the batch is not for the native engine, NULL if it is. */
+const char *
+idem_batch_refusal(const IdemBatch *batch)
+{
+	return batch->refusal;
+}
+
+IdemCounts *
+idem_batch_counts(IdemBatch *batch)
+{
+	return &batch->counts;
+}
+
+/* The fingerprint of the batch, palloc'd; to be called once. */
+char *
+idem_batch_fingerprint(IdemBatch *batch)
+{
+	return idem_rowhash_finish(batch->fingerprint);
+}
+
+/* How many keys the batch has. */
+uint64
+idem_batch_size(const IdemBatch *batch)
+{
+	return batch->nused;
+}
+
+/* Let the entry of a hash come to the cache. */
+void
+idem_batch_prefetch(const IdemBatch *batch, uint64 hash)
+{
+#ifdef __GNUC__
+	__builtin_prefetch(slot_of(batch, hash));
+#endif
+}
+
+static IdemBatchEntry *
+first_with_hash(const IdemBatch *batch, IdemBatchEntry *slot, uint64 hash)
+{
+	for (; slot->ref != 0; slot = slot_after(batch, slot))
+		if (slot->hash == hash)
+			return slot;
+	return NULL;
+}
+
+/* The first entry with a hash, and the next one; NULL if there is none. */
+IdemBatchEntry *
+idem_batch_lookup(const IdemBatch *batch, uint64 hash)
+{
+	return first_with_hash(batch, slot_of(batch, hash), hash);
+}
+
+IdemBatchEntry *
+idem_batch_lookup_next(const IdemBatch *batch, IdemBatchEntry *entry)
+{
+	return first_with_hash(batch, slot_after(batch, entry), entry->hash);
+}
+
+void
+idem_batch_set_matched(IdemBatchEntry *entry)
+{
+	entry->ref |= MATCHED;
+}
+
+IdemRowRef
+idem_batch_ref(const IdemBatchEntry *entry)
+{
+	return entry->ref & ~MATCHED;
+}
+
+/* Go through all rows, in no order; *position begins with 0. */
+bool
+idem_batch_next(const IdemBatch *batch, uint64 *position, IdemRowRef *ref, bool *matched)
+{
+	while (*position < batch->nslots)
+	{
+		const IdemBatchEntry *slot = &batch->slots[(*position)++];
+
+		if (slot->ref == 0)
+			continue;
+		*ref = idem_batch_ref(slot);
+		*matched = (slot->ref & MATCHED) != 0;
+		return true;
+	}
+	return false;
+}

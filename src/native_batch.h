@@ -1,0 +1,62 @@
+/*-------------------------------------------------------------------------
+ *
+ * native_batch.h
+ *	  The staged rows of a batch, one for each key, in memory.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_NATIVE_BATCH_H
+#define IDEM_NATIVE_BATCH_H
+
+#include "access/htup.h"
+#include "executor/tuptable.h"
+#include "rowcmp.h"
+#include "rowfuncs.h"
+#include "source.h"
+#include "utils/snapshot.h"
+
+typedef struct IdemBatch IdemBatch;
+
+/* Where the row of a key is kept. */
+typedef uint64 IdemRowRef;
+
+/* A row at hand; valid until the next one is loaded into the same place. */
+typedef struct IdemRow
+{
+	Datum	   *values;			/* by position in IdemMergeInfo.columns, after
+								 * casts */
+	bool	   *nulls;
+	TupleTableSlot *slot;		/* what they point into */
+	HeapTupleData tuple;		/* what the slot has */
+	struct ExprContext *econtext;	/* of casts */
+} IdemRow;
+
+/* An entry of the table of keys. */
+typedef struct IdemBatchEntry
+{
+	uint64		hash;			/* of the key */
+	IdemRowRef	ref;			/* 0: free */
+} IdemBatchEntry;
+
+extern IdemBatch *idem_batch_read(IdemSource *source, const IdemMergeInfo *info,
+								  IdemComparer *comparer, Snapshot snapshot);
+extern void idem_batch_free(IdemBatch *batch);
+extern const char *idem_batch_refusal(const IdemBatch *batch);
+extern IdemCounts *idem_batch_counts(IdemBatch *batch);
+extern char *idem_batch_fingerprint(IdemBatch *batch);
+extern uint64 idem_batch_size(const IdemBatch *batch);
+
+extern IdemRow *idem_batch_make_row(IdemBatch *batch);
+extern void idem_batch_load(IdemBatch *batch, IdemRowRef ref, IdemRow *row);
+
+extern uint64 idem_batch_hash(const IdemBatch *batch, const Datum *keys, const bool *nulls);
+extern void idem_batch_prefetch(const IdemBatch *batch, uint64 hash);
+extern void idem_batch_prefetch_row(const IdemBatch *batch, IdemRowRef ref, bool lead);
+extern IdemBatchEntry *idem_batch_lookup(const IdemBatch *batch, uint64 hash);
+extern IdemBatchEntry *idem_batch_lookup_next(const IdemBatch *batch, IdemBatchEntry *entry);
+extern bool idem_batch_next(const IdemBatch *batch, uint64 *position, IdemRowRef *ref,
+							bool *matched);
+extern void idem_batch_set_matched(IdemBatchEntry *entry);
+extern IdemRowRef idem_batch_ref(const IdemBatchEntry *entry);
+
+#endif							/* IDEM_NATIVE_BATCH_H */

@@ -1,0 +1,356 @@
+/*-------------------------------------------------------------------------
+ *
+ * native_write.c
+ *	  Rows into the target through the table access method.
+ *
+ * What the executor does for INSERT ... ON CONFLICT DO UPDATE is done here by
+ * the executor's own functions: defaults, generated columns, constraints, index
+ * entries, AFTER triggers. But nothing waits for a row or for an index entry of
+ * somebody else: contention is what the functions return, and the caller undoes
+ * the attempt.
+ *
+ * New rows are buffered, unless a second unique index makes it visible in which
+ * order rows are written.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/heapam.h"
+#include "access/sysattr.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "executor/nodeModifyTable.h"
+#include "miscadmin.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "native_write.h"
+
+/* As COPY does it. */
+#define MAX_BUFFERED_ROWS	1000
+#define MAX_BUFFERED_BYTES	65535
+
+struct IdemWriter
+{
+	const IdemMergeInfo *info;
+	Relation	target;
+	Snapshot	snapshot;
+	CommandId	cid;
+	EState	   *estate;
+	ResultRelInfo *relinfo;
+	bool		inserts;		/* as far as statement triggers know */
+	bool		updates;
+	TransitionCaptureState *inserted_rows;
+	TransitionCaptureState *updated_rows;
+
+	int			nmissing;		/* columns that staging lacks */
+	AttrNumber *missing;
+	ExprState **defaults;		/* NULL for a plain NULL */
+
+	TupleTableSlot *old_slot;
+	TupleTableSlot *new_slot;
+	BulkInsertState bulk;
+	int			max_buffered;
+	int			nbuffered;
+	int			nslots;			/* made so far */
+	Size		buffered_bytes;
+	TupleTableSlot *slots[MAX_BUFFERED_ROWS];
+};
+
+/* Find the columns that staging does not give, and what they get in new rows. */
+static void
+prepare_defaults(IdemWriter *writer)
+{
+	TupleDesc	tupdesc = RelationGetDescr(writer->target);
+
+	writer->missing = palloc(sizeof(AttrNumber) * tupdesc->natts);
+	writer->defaults = palloc0(sizeof(ExprState *) * tupdesc->natts);
+	for (int i = 0; i < tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
+		Expr	   *expression;
+
+		if (att->attisdropped || att->attgenerated != '\0' ||
+			idem_relinfo_find_column(writer->info, NameStr(att->attname)) >= 0)
+			continue;
+		expression = idem_relinfo_default(writer->target, att->attnum);
+		if (expression)
+			writer->defaults[writer->nmissing] = ExecPrepareExpr(expression, writer->estate);
+		writer->missing[writer->nmissing++] = att->attnum;
+	}
+}
+
+/* Is there a unique index beside that of the key? */
+static bool
+has_other_unique_index(const IdemWriter *writer)
+{
+	for (int i = 0; i < writer->relinfo->ri_NumIndices; i++)
+	{
+		Relation	index = writer->relinfo->ri_IndexRelationDescs[i];
+
+		if (index->rd_index->indisunique && RelationGetRelid(index) != writer->info->index)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Begin to write. The caller holds RowExclusiveLock, and the snapshot is the
+ * active one. Lives in the current memory context; BEFORE STATEMENT triggers
+ * fire.
+ */
+IdemWriter *
+idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot)
+{
+	IdemWriter *writer = palloc0(sizeof(IdemWriter));
+	RangeTblEntry *rte = makeNode(RangeTblEntry);
+	Bitmapset  *updated = NULL;
+	IdemMode	mode = info->request->mode;
+
+	writer->info = info;
+	writer->target = target;
+	writer->snapshot = snapshot;
+	writer->inserts = mode != IDEM_MODE_UPDATE;
+	writer->updates = mode != IDEM_MODE_INSERT && info->sets_anything;
+	for (int i = 0; i < info->ncolumns; i++)
+		if (info->columns[i].is_set && writer->updates)
+			updated = bms_add_member(updated, info->columns[i].target_attnum -
+									 FirstLowInvalidHeapAttributeNumber);
+
+	writer->estate = CreateExecutorState();
+	rte->rtekind = RTE_RELATION;
+	rte->relid = RelationGetRelid(target);
+	rte->relkind = target->rd_rel->relkind;
+	rte->rellockmode = RowExclusiveLock;
+	init_range_table_compat(writer->estate, rte, updated);
+	writer->relinfo = makeNode(ResultRelInfo);
+	InitResultRelInfo(writer->relinfo, target, 1, NULL, 0);
+	if (writer->inserts)
+		check_valid_result_rel_compat(writer->relinfo, CMD_INSERT);
+	if (writer->updates)
+		check_valid_result_rel_compat(writer->relinfo, CMD_UPDATE);
+	ExecOpenIndices(writer->relinfo, false);
+	writer->cid = GetCurrentCommandId(true);
+	writer->estate->es_output_cid = writer->cid;
+	writer->max_buffered = has_other_unique_index(writer) ? 1 : MAX_BUFFERED_ROWS;
+	writer->bulk = GetBulkInsertState();
+	writer->old_slot = table_slot_create(target, NULL);
+	writer->new_slot = table_slot_create(target, NULL);
+	prepare_defaults(writer);
+
+	AfterTriggerBeginQuery();
+	if (target->trigdesc)
+	{
+		if (writer->inserts)
+			writer->inserted_rows = MakeTransitionCaptureState(target->trigdesc,
+															   RelationGetRelid(target),
+															   CMD_INSERT);
+		if (writer->updates)
+			writer->updated_rows = MakeTransitionCaptureState(target->trigdesc,
+															  RelationGetRelid(target),
+															  CMD_UPDATE);
+		if (writer->inserts)
+			ExecBSInsertTriggers(writer->estate, writer->relinfo);
+		if (writer->updates)
+			ExecBSUpdateTriggers(writer->estate, writer->relinfo);
+	}
+	return writer;
+}
+
+/* Compute and check what depends on the row as a whole. */
+static void
+complete_row(IdemWriter *writer, TupleTableSlot *slot, CmdType operation)
+{
+	const TupleConstr *constr = RelationGetDescr(writer->target)->constr;
+
+	ExecStoreVirtualTuple(slot);
+	slot->tts_tableOid = RelationGetRelid(writer->target);
+	if (constr && constr->has_generated_stored)
+		ExecComputeStoredGenerated(writer->relinfo, writer->estate, slot, operation);
+	if (constr)
+		ExecConstraints(writer->relinfo, slot, writer->estate);
+	if (writer->target->rd_rel->relispartition)
+		ExecPartitionCheck(writer->relinfo, slot, writer->estate, true);
+}
+
+/* Set the columns that staging gives: all, or those that a match sets. */
+static void
+set_staged(const IdemWriter *writer, TupleTableSlot *slot, bool all,
+		   const Datum *values, const bool *nulls)
+{
+	const IdemMergeInfo *info = writer->info;
+
+	for (int i = 0; i < info->ncolumns; i++)
+		if (all || info->columns[i].is_set)
+		{
+			slot->tts_values[info->columns[i].target_attnum - 1] = values[i];
+			slot->tts_isnull[info->columns[i].target_attnum - 1] = nulls[i];
+		}
+}
+
+/* Index entries for a row; false if a unique index may have the key already. */
+static bool
+insert_index_entries(IdemWriter *writer, TupleTableSlot *slot, bool is_update,
+					 bool only_summarizing)
+{
+	return writer->relinfo->ri_NumIndices == 0 ||
+		insert_index_tuples_compat(writer->relinfo, slot, writer->estate, is_update,
+								   only_summarizing) == NIL;
+}
+
+/* Write the rows that wait. False on contention. */
+bool
+idem_writer_flush(IdemWriter *writer)
+{
+	bool		done = true;
+
+	if (writer->nbuffered == 0)
+		return true;
+	table_multi_insert(writer->target, writer->slots, writer->nbuffered, writer->cid, 0,
+					   writer->bulk);
+	for (int i = 0; i < writer->nbuffered; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		ResetPerTupleExprContext(writer->estate);
+		done = done && insert_index_entries(writer, writer->slots[i], false, false);
+		if (done && writer->target->trigdesc)
+			ExecARInsertTriggers(writer->estate, writer->relinfo, writer->slots[i], NIL,
+								 writer->inserted_rows);
+		ExecClearTuple(writer->slots[i]);
+	}
+	writer->nbuffered = 0;
+	writer->buffered_bytes = 0;
+	return done;
+}
+
+/*
+ * Insert a row, given its staged columns. False on contention; then nothing
+ * more may be written.
+ */
+bool
+idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
+{
+	TupleTableSlot *slot;
+	MemoryContext old_context;
+	int			natts = RelationGetDescr(writer->target)->natts;
+
+	CHECK_FOR_INTERRUPTS();
+	if (writer->nbuffered == writer->nslots)
+		writer->slots[writer->nslots++] = table_slot_create(writer->target, NULL);
+	slot = writer->slots[writer->nbuffered];
+	ExecClearTuple(slot);
+	ResetPerTupleExprContext(writer->estate);
+	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+	memset(slot->tts_values, 0, sizeof(Datum) * natts);
+	memset(slot->tts_isnull, true, sizeof(bool) * natts);
+	set_staged(writer, slot, true, values, nulls);
+	for (int i = 0; i < writer->nmissing; i++)
+		if (writer->defaults[i])
+		{
+			int			attribute = writer->missing[i] - 1;
+
+			slot->tts_values[attribute] = ExecEvalExpr(writer->defaults[i],
+													   GetPerTupleExprContext(writer->estate),
+													   &slot->tts_isnull[attribute]);
+		}
+	complete_row(writer, slot, CMD_INSERT);
+	/* The values point to what will be something else by the time of the flush. */
+	ExecMaterializeSlot(slot);
+	MemoryContextSwitchTo(old_context);
+	writer->nbuffered++;
+	writer->buffered_bytes += ((HeapTuple) ExecFetchSlotHeapTuple(slot, false, NULL))->t_len;
+	if (writer->nbuffered >= writer->max_buffered ||
+		writer->buffered_bytes >= MAX_BUFFERED_BYTES)
+		return idem_writer_flush(writer);
+	return true;
+}
+
+/*
+ * Update a row that the snapshot sees, given its staged columns. False on
+ * contention; then nothing more may be written.
+ */
+bool
+idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, const bool *nulls)
+{
+	TupleTableSlot *slot = writer->new_slot;
+	int			natts = RelationGetDescr(writer->target)->natts;
+	MemoryContext old_context;
+	TM_FailureData failure;
+	TM_Result	result;
+	IdemUpdateIndexes indexes;
+
+	CHECK_FOR_INTERRUPTS();
+	if (!table_tuple_fetch_row_version(writer->target, tid, SnapshotAny, writer->old_slot))
+		return false;
+	slot_getallattrs(writer->old_slot);
+	ExecClearTuple(slot);
+	ResetPerTupleExprContext(writer->estate);
+	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+	memcpy(slot->tts_values, writer->old_slot->tts_values, sizeof(Datum) * natts);
+	memcpy(slot->tts_isnull, writer->old_slot->tts_isnull, sizeof(bool) * natts);
+	set_staged(writer, slot, false, values, nulls);
+	complete_row(writer, slot, CMD_UPDATE);
+	MemoryContextSwitchTo(old_context);
+
+	result = table_tuple_update_compat(writer->target, tid, slot, writer->cid, writer->snapshot,
+									   false, &failure, &indexes);
+	if (result == TM_BeingModified)
+	{
+		/*
+		 * Somebody has locked the row, if only to keep its key, as a foreign
+		 * key does, or we ourselves. If the lock can be had at once, it is no
+		 * obstacle.
+		 */
+		if (table_tuple_lock(writer->target, tid, writer->snapshot, writer->old_slot, writer->cid,
+							 ExecUpdateLockMode(writer->estate, writer->relinfo), LockWaitSkip,
+							 0, &failure) != TM_Ok)
+			return false;
+		result = table_tuple_update_compat(writer->target, tid, slot, writer->cid,
+										   writer->snapshot, true, &failure, &indexes);
+	}
+	if (result != TM_Ok)
+		return false;
+	if (indexes != IDEM_UPDATE_NO_INDEXES &&
+		!insert_index_entries(writer, slot, true, indexes == IDEM_UPDATE_SUMMARIZING_INDEXES))
+		return false;
+	if (writer->target->trigdesc)
+		ExecARUpdateTriggers(writer->estate, writer->relinfo, NULL, NULL, tid, NULL, slot, NIL,
+							 writer->updated_rows, false);
+	return true;
+}
+
+/* After the last row has been flushed: what is left for the end of a statement. */
+void
+idem_writer_finish(IdemWriter *writer)
+{
+	if (writer->target->trigdesc)
+	{
+		if (writer->updates)
+			ExecASUpdateTriggers(writer->estate, writer->relinfo, writer->updated_rows);
+		if (writer->inserts)
+			ExecASInsertTriggers(writer->estate, writer->relinfo, writer->inserted_rows);
+	}
+	AfterTriggerEndQuery(writer->estate);
+}
+
+/*
+ * Let go of buffers and indexes. If there was contention, the trigger events
+ * that wait are dropped when the subtransaction ends.
+ */
+void
+idem_writer_free(IdemWriter *writer)
+{
+	for (int i = 0; i < writer->nslots; i++)
+		ExecDropSingleTupleTableSlot(writer->slots[i]);
+	ExecDropSingleTupleTableSlot(writer->old_slot);
+	ExecDropSingleTupleTableSlot(writer->new_slot);
+	FreeBulkInsertState(writer->bulk);
+	ExecCloseIndices(writer->relinfo);
+	ExecResetTupleTable(writer->estate->es_tupleTable, false);
+	ExecCloseResultRelations(writer->estate);
+	ExecCloseRangeTableRelations(writer->estate);
+	FreeExecutorState(writer->estate);
+}

@@ -1,0 +1,27 @@
+/*-------------------------------------------------------------------------
+ *
+ * native_write.h
+ *	  Rows into the target through the table access method.
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef IDEM_NATIVE_WRITE_H
+#define IDEM_NATIVE_WRITE_H
+
+#include "relinfo.h"
+#include "storage/itemptr.h"
+#include "utils/rel.h"
+#include "utils/snapshot.h"
+
+typedef struct IdemWriter IdemWriter;
+
+extern IdemWriter *idem_writer_begin(const IdemMergeInfo *info, Relation target,
+									 Snapshot snapshot);
+extern bool idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls);
+extern bool idem_writer_update(IdemWriter *writer, ItemPointer tid,
+							   const Datum *values, const bool *nulls);
+extern bool idem_writer_flush(IdemWriter *writer);
+extern void idem_writer_finish(IdemWriter *writer);
+extern void idem_writer_free(IdemWriter *writer);
+
+#endif							/* IDEM_NATIVE_WRITE_H */

@@ -1,0 +1,71 @@
+/*-------------------------------------------------------------------------
+ *
+ * source.c
+ *	  Staging as a merge reads it.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_class.h"
+#include "utils/acl.h"
+#include "utils/lsyscache.h"
+
+#include "relcheck.h"
+#include "relinfo.h"
+#include "security.h"
+#include "source.h"
+#include "spi_util.h"
+#include "sqlgen.h"
+
+/*
+ * Begin to read staging, of which the caller holds a lock. The caller holds an
+ * SPI connection, which the source lives as long as.
+ */
+void
+idem_source_begin(IdemSource *source, const IdemLedger *ledger, Oid staging, bool read_only)
+{
+	char		kind = get_rel_relkind(staging);
+	ListCell   *lc;
+
+	memset(source, 0, sizeof(*source));
+	source->ledger = ledger;
+	source->staging = staging;
+	source->name = idem_relcheck_name(staging);
+	source->read_only = read_only;
+	source->materialize = kind == RELKIND_VIEW || kind == RELKIND_FOREIGN_TABLE;
+	foreach(lc, idem_relinfo_columns(staging, NIL, false))
+	{
+		if (idem_security_may(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT))
+			source->columns = lappend(source->columns, lfirst(lc));
+	}
+}
+
+/* Make sure that the rows can be read as often as it takes. */
+void
+idem_source_materialize(IdemSource *source)
+{
+	TupleDesc	tupdesc;
+	Tuplestorestate *store;
+
+	if (!source->materialize || source->materialized)
+		return;
+	store = idem_spi_fill_tuplestore(idem_sqlgen_read(source->name, source->columns, false),
+									 source->staging, source->read_only, &tupdesc);
+	idem_spi_register(IDEM_MATERIALIZED_NAME, store, tupdesc);
+	source->materialized = true;
+}
+
+/*
+ * Hand the rows, as they are staged, to dest: the given columns in this order,
+ * and if wanted where each is stored. They are read under the active snapshot.
+ */
+void
+idem_source_read(IdemSource *source, List *columns, bool with_ctid, DestReceiver *dest)
+{
+	const char *name = source->materialize ? IDEM_MATERIALIZED_NAME : source->name;
+
+	idem_source_materialize(source);
+	idem_spi_read(idem_sqlgen_read(name, columns, with_ctid),
+				  source->materialize ? InvalidOid : source->staging, dest);
+}
