@@ -149,7 +149,7 @@ typedef enum IdemUpdateIndexes
 /* 16 tells apart the indexes that summarize, 19 has options. */
 static inline TM_Result
 table_tuple_update_compat(Relation rel, ItemPointer tid, TupleTableSlot *slot, CommandId cid,
-						  Snapshot snapshot, bool wait, TM_FailureData *failure,
+						  Snapshot snapshot, TM_FailureData *failure,
 						  IdemUpdateIndexes *update)
 {
 	LockTupleMode lock_mode;
@@ -158,10 +158,10 @@ table_tuple_update_compat(Relation rel, ItemPointer tid, TupleTableSlot *slot, C
 	TU_UpdateIndexes which;
 
 #if PG_VERSION_NUM >= 190000
-	result = table_tuple_update(rel, tid, slot, cid, 0, snapshot, InvalidSnapshot, wait,
+	result = table_tuple_update(rel, tid, slot, cid, 0, snapshot, InvalidSnapshot, true,
 								failure, &lock_mode, &which);
 #else
-	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, wait,
+	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, true,
 								failure, &lock_mode, &which);
 #endif
 	*update = which == TU_All ? IDEM_UPDATE_ALL_INDEXES :
@@ -169,7 +169,7 @@ table_tuple_update_compat(Relation rel, ItemPointer tid, TupleTableSlot *slot, C
 #else
 	bool		which;
 
-	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, wait,
+	result = table_tuple_update(rel, tid, slot, cid, snapshot, InvalidSnapshot, true,
 								failure, &lock_mode, &which);
 	*update = which ? IDEM_UPDATE_ALL_INDEXES : IDEM_UPDATE_NO_INDEXES;
 #endif

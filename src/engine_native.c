@@ -47,8 +47,11 @@
 #include "native_write.h"
 #include "security.h"
 
-/* Stored rows that are looked up together. */
-#define SCAN_BATCH		32
+/*
+ * So many rows are looked up together, so that waiting for memory is for all of
+ * them at once.
+ */
+#define LOOK_AHEAD		32
 
 /*
  * Up to this many blocks of staging, the kept plan of the sql engine is faster
@@ -336,29 +339,73 @@ classify_unmatched(NativeRun *run, IdemRowRef ref)
 	}
 }
 
+/* Let rows come to the cache. */
+static void
+prefetch_rows(const NativeRun *run, const IdemRowRef *refs, int count)
+{
+	for (int i = 0; i < count; i++)
+		if (refs[i] != 0)
+			idem_batch_prefetch_row(run->batch, refs[i], true);
+	for (int i = 0; i < count; i++)
+		if (refs[i] != 0)
+			idem_batch_prefetch_row(run->batch, refs[i], false);
+}
+
+/* Decide about all rows that have not been matched. */
+static void
+classify_rest(NativeRun *run)
+{
+	uint64		position = 0;
+	IdemRowRef	refs[LOOK_AHEAD];
+	bool		more = true;
+
+	while (more)
+	{
+		int			count = 0;
+
+		CHECK_FOR_INTERRUPTS();
+		while (count < LOOK_AHEAD && more)
+		{
+			bool		matched;
+
+			more = idem_batch_next(run->batch, &position, &refs[count], &matched);
+			count += more && !matched;
+		}
+		if (run->info->request->mode == IDEM_MODE_UPDATE)
+		{
+			run->counts->skipped += count;
+			continue;
+		}
+		prefetch_rows(run, refs, count);
+		for (int i = 0; i < count; i++)
+		{
+			idem_batch_load(run->batch, refs[i], run->staged);
+			classify_unmatched(run, refs[i]);
+		}
+	}
+}
+
 /* Find the stored rows by one pass over the target. */
 static void
 scan_target(NativeRun *run)
 {
 	TableScanDesc scan = table_beginscan(run->target, run->snapshot, 0, NULL);
 	TupleTableSlot *next = table_slot_create(run->target, NULL);
-	TupleTableSlot *slots[SCAN_BATCH];
-	HeapTupleData tuples[SCAN_BATCH];
-	uint64		hashes[SCAN_BATCH];
-	IdemBatchEntry *entries[SCAN_BATCH];
+	TupleTableSlot *slots[LOOK_AHEAD];
+	HeapTupleData tuples[LOOK_AHEAD];
+	uint64		hashes[LOOK_AHEAD];
+	IdemBatchEntry *entries[LOOK_AHEAD];
+	IdemRowRef	refs[LOOK_AHEAD];
 	bool		more = true;
-	uint64		position = 0;
-	IdemRowRef	ref;
-	bool		matched;
 
-	for (int i = 0; i < SCAN_BATCH; i++)
+	for (int i = 0; i < LOOK_AHEAD; i++)
 		slots[i] = table_slot_create(run->target, NULL);
 	while (more)
 	{
 		int			count;
 
 		CHECK_FOR_INTERRUPTS();
-		for (count = 0; count < SCAN_BATCH; count++)
+		for (count = 0; count < LOOK_AHEAD; count++)
 		{
 			Datum		keys[INDEX_MAX_KEYS];
 			bool		nulls[INDEX_MAX_KEYS];
@@ -374,22 +421,19 @@ scan_target(NativeRun *run)
 			hashes[count] = idem_batch_hash(run->batch, keys, nulls);
 			idem_batch_prefetch(run->batch, hashes[count]);
 		}
-		/* Rows that look matched come to the cache side by side. */
 		for (int i = 0; i < count; i++)
 		{
 			entries[i] = idem_batch_lookup(run->batch, hashes[i]);
-			if (entries[i])
-				idem_batch_prefetch_row(run->batch, idem_batch_ref(entries[i]), true);
+			refs[i] = entries[i] ? idem_batch_ref(entries[i]) : 0;
 		}
-		for (int i = 0; i < count; i++)
-			if (entries[i])
-				idem_batch_prefetch_row(run->batch, idem_batch_ref(entries[i]), false);
+		prefetch_rows(run, refs, count);
 		for (int i = 0; i < count; i++)
 		{
 			for (IdemBatchEntry *entry = entries[i]; entry;
 				 entry = idem_batch_lookup_next(run->batch, entry))
 			{
-				ref = idem_batch_ref(entry);
+				IdemRowRef	ref = idem_batch_ref(entry);
+
 				idem_batch_load(run->batch, ref, run->staged);
 				if (!has_key_of(run, slots[i]))
 					continue;
@@ -399,20 +443,12 @@ scan_target(NativeRun *run)
 			}
 		}
 	}
-	for (int i = 0; i < SCAN_BATCH; i++)
+	for (int i = 0; i < LOOK_AHEAD; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
 	ExecDropSingleTupleTableSlot(next);
 	table_endscan(scan);
 
-	while (idem_batch_next(run->batch, &position, &ref, &matched))
-	{
-		CHECK_FOR_INTERRUPTS();
-		if (matched)
-			continue;
-		if (run->info->request->mode != IDEM_MODE_UPDATE)
-			idem_batch_load(run->batch, ref, run->staged);
-		classify_unmatched(run, ref);
-	}
+	classify_rest(run);
 }
 
 /* A sort of row references by key. */
@@ -436,10 +472,33 @@ begin_sort(const NativeRun *run, int memory)
 								collations, nulls_first, memory, NULL, TUPLESORT_NONE);
 }
 
-static IdemRowRef
-change_ref(const NativeRun *run)
+/*
+ * Take the next of the sorted rows, up to LOOK_AHEAD of them, and let them come
+ * to the cache. tids may be NULL; an invalid one stands for a new row.
+ */
+static int
+next_sorted(NativeRun *run, Tuplesortstate *sort, IdemRowRef *refs, ItemPointerData *tids)
 {
-	return (IdemRowRef) DatumGetInt64(run->change->tts_values[run->info->nkeys]);
+	int			nkeys = run->info->nkeys;
+	int			count = 0;
+
+	while (count < LOOK_AHEAD && tuplesort_gettupleslot(sort, true, false, run->change, NULL))
+	{
+		slot_getallattrs(run->change);
+		refs[count] = (IdemRowRef) DatumGetInt64(run->change->tts_values[nkeys]);
+		if (tids && run->change->tts_isnull[nkeys + 1])
+			ItemPointerSetInvalid(&tids[count]);
+		else if (tids)
+		{
+			int64		packed = DatumGetInt64(run->change->tts_values[nkeys + 1]);
+
+			ItemPointerSet(&tids[count], (BlockNumber) (packed >> 16),
+						   (OffsetNumber) (packed & 0xFFFF));
+		}
+		count++;
+	}
+	prefetch_rows(run, refs, count);
+	return count;
 }
 
 /* Find the stored rows by their index, in its order. */
@@ -453,16 +512,17 @@ probe_target(NativeRun *run)
 	Tuplesortstate *order = begin_sort(run, work_mem / 2);
 	IndexScanDesc scan;
 	ScanKeyData keys[INDEX_MAX_KEYS];
+	IdemRowRef	refs[LOOK_AHEAD];
 	uint64		position = 0;
-	IdemRowRef	ref;
 	bool		matched;
+	int			count;
 
 	run->changes = order;
-	while (idem_batch_next(run->batch, &position, &ref, &matched))
+	while (idem_batch_next(run->batch, &position, &refs[0], &matched))
 	{
 		CHECK_FOR_INTERRUPTS();
-		idem_batch_load(run->batch, ref, run->staged);
-		note_change(run, ref, NULL);
+		idem_batch_load(run->batch, refs[0], run->staged);
+		note_change(run, refs[0], NULL);
 	}
 	run->changes = changes;
 	tuplesort_performsort(order);
@@ -472,25 +532,24 @@ probe_target(NativeRun *run)
 							   info->keys[i].collation,
 							   get_opcode(info->keys[i].equal_operator), (Datum) 0);
 	scan = index_beginscan_compat(run->target, index, run->snapshot, info->nkeys);
-	while (tuplesort_gettupleslot(order, true, false, run->change, NULL))
-	{
-		CHECK_FOR_INTERRUPTS();
-		slot_getallattrs(run->change);
-		ref = change_ref(run);
-		idem_batch_load(run->batch, ref, run->staged);
-		for (int i = 0; i < info->nkeys; i++)
+	while ((count = next_sorted(run, order, refs, NULL)) > 0)
+		for (int row = 0; row < count; row++)
 		{
-			int			column = info->keys[i].column;
+			CHECK_FOR_INTERRUPTS();
+			idem_batch_load(run->batch, refs[row], run->staged);
+			for (int i = 0; i < info->nkeys; i++)
+			{
+				int			column = info->keys[i].column;
 
-			keys[i].sk_argument = run->staged->values[column];
-			keys[i].sk_flags = run->staged->nulls[column] ? SK_ISNULL | SK_SEARCHNULL : 0;
+				keys[i].sk_argument = run->staged->values[column];
+				keys[i].sk_flags = run->staged->nulls[column] ? SK_ISNULL | SK_SEARCHNULL : 0;
+			}
+			index_rescan(scan, keys, info->nkeys, NULL, 0);
+			if (index_getnext_slot(scan, ForwardScanDirection, stored))
+				classify_pair(run, refs[row], stored);
+			else
+				classify_unmatched(run, refs[row]);
 		}
-		index_rescan(scan, keys, info->nkeys, NULL, 0);
-		if (index_getnext_slot(scan, ForwardScanDirection, stored))
-			classify_pair(run, ref, stored);
-		else
-			classify_unmatched(run, ref);
-	}
 	index_endscan(scan);
 	tuplesort_end(order);
 	ExecDropSingleTupleTableSlot(stored);
@@ -513,29 +572,24 @@ probes_are_cheaper(const NativeRun *run)
 static bool
 write_changes(NativeRun *run)
 {
-	const IdemMergeInfo *info = run->info;
+	IdemRowRef	refs[LOOK_AHEAD];
+	ItemPointerData tids[LOOK_AHEAD];
 	IdemWriter *writer;
 	bool		done = true;
+	int			count;
 
 	if (run->counts->inserted + run->counts->updated == 0 && run->target->trigdesc == NULL)
 		return true;
 	tuplesort_performsort(run->changes);
-	writer = idem_writer_begin(info, run->target, run->snapshot);
-	while (done && tuplesort_gettupleslot(run->changes, true, false, run->change, NULL))
-	{
-		slot_getallattrs(run->change);
-		idem_batch_load(run->batch, change_ref(run), run->staged);
-		if (run->change->tts_isnull[info->nkeys + 1])
-			done = idem_writer_insert(writer, run->staged->values, run->staged->nulls);
-		else
+	writer = idem_writer_begin(run->info, run->target, run->snapshot);
+	while (done && (count = next_sorted(run, run->changes, refs, tids)) > 0)
+		for (int i = 0; done && i < count; i++)
 		{
-			int64		packed = DatumGetInt64(run->change->tts_values[info->nkeys + 1]);
-			ItemPointerData tid;
-
-			ItemPointerSet(&tid, (BlockNumber) (packed >> 16), (OffsetNumber) (packed & 0xFFFF));
-			done = idem_writer_update(writer, &tid, run->staged->values, run->staged->nulls);
+			idem_batch_load(run->batch, refs[i], run->staged);
+			done = ItemPointerIsValid(&tids[i]) ?
+				idem_writer_update(writer, &tids[i], run->staged->values, run->staged->nulls) :
+				idem_writer_insert(writer, run->staged->values, run->staged->nulls);
 		}
-	}
 	done = done && idem_writer_flush(writer);
 	if (done)
 		idem_writer_finish(writer);

@@ -36,6 +36,7 @@
 
 #include "compat.h"
 #include "native_batch.h"
+#include "security.h"
 
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
@@ -126,8 +127,9 @@ can_load_by_ctid(Relation staging, bool volatile_casts)
 
 	if ((kind != RELKIND_RELATION && kind != RELKIND_MATVIEW) ||
 		staging->rd_rel->relam != HEAP_TABLE_AM_OID ||
-		staging->rd_rel->relhassubclass || volatile_casts)
-		return false;
+		staging->rd_rel->relhassubclass || volatile_casts ||
+		!idem_security_may(RelationGetRelid(staging), InvalidAttrNumber, ACL_SELECT))
+		return false;			/* ctid wants the right to all columns */
 	for (int i = 0; i < tupdesc->natts; i++)
 		if (attribute_is_virtual_compat(TupleDescAttr(tupdesc, i)))
 			return false;

@@ -5,9 +5,9 @@
  *
  * What the executor does for INSERT ... ON CONFLICT DO UPDATE is done here by
  * the executor's own functions: defaults, generated columns, constraints, index
- * entries, AFTER triggers. But nothing waits for a row or for an index entry of
- * somebody else: contention is what the functions return, and the caller undoes
- * the attempt.
+ * entries, AFTER triggers. But it does not wait for a row or for an index entry
+ * of somebody else: contention is what the functions return, and the caller
+ * undoes the attempt.
  *
  * New rows are buffered, unless a second unique index makes it visible in which
  * order rows are written.
@@ -162,14 +162,19 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot)
 
 /* Compute and check what depends on the row as a whole. */
 static void
-complete_row(IdemWriter *writer, TupleTableSlot *slot, CmdType operation)
+complete_row(IdemWriter *writer, TupleTableSlot *slot)
 {
 	const TupleConstr *constr = RelationGetDescr(writer->target)->constr;
 
 	ExecStoreVirtualTuple(slot);
 	slot->tts_tableOid = RelationGetRelid(writer->target);
+
+	/*
+	 * All of them, also in an update: PostgreSQL 15 prepares for one kind of
+	 * operation, and here both come by turns.
+	 */
 	if (constr && constr->has_generated_stored)
-		ExecComputeStoredGenerated(writer->relinfo, writer->estate, slot, operation);
+		ExecComputeStoredGenerated(writer->relinfo, writer->estate, slot, CMD_INSERT);
 	if (constr)
 		ExecConstraints(writer->relinfo, slot, writer->estate);
 	if (writer->target->rd_rel->relispartition)
@@ -256,7 +261,7 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 													   GetPerTupleExprContext(writer->estate),
 													   &slot->tts_isnull[attribute]);
 		}
-	complete_row(writer, slot, CMD_INSERT);
+	complete_row(writer, slot);
 	/* The values point to what will be something else by the time of the flush. */
 	ExecMaterializeSlot(slot);
 	MemoryContextSwitchTo(old_context);
@@ -281,36 +286,38 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	TM_FailureData failure;
 	TM_Result	result;
 	IdemUpdateIndexes indexes;
+	HeapTupleHeader old;
 
 	CHECK_FOR_INTERRUPTS();
 	if (!table_tuple_fetch_row_version(writer->target, tid, SnapshotAny, writer->old_slot))
 		return false;
 	slot_getallattrs(writer->old_slot);
+	old = ExecFetchSlotHeapTuple(writer->old_slot, false, NULL)->t_data;
 	ExecClearTuple(slot);
 	ResetPerTupleExprContext(writer->estate);
 	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
 	memcpy(slot->tts_values, writer->old_slot->tts_values, sizeof(Datum) * natts);
 	memcpy(slot->tts_isnull, writer->old_slot->tts_isnull, sizeof(bool) * natts);
 	set_staged(writer, slot, false, values, nulls);
-	complete_row(writer, slot, CMD_UPDATE);
+	complete_row(writer, slot);
+	/* The old values may go before the new row is stored. */
+	ExecMaterializeSlot(slot);
 	MemoryContextSwitchTo(old_context);
 
+	/*
+	 * An update may only be asked for by who is ready to wait. Where it looks
+	 * as if somebody else has the row, if only to keep its key, as a foreign
+	 * key does, it is locked first, without waiting. Who takes it between this
+	 * look and the update is waited for; that does no harm, since rows are
+	 * updated in the order of their keys by everybody who merges.
+	 */
+	if ((old->t_infomask & HEAP_XMAX_INVALID) == 0 &&
+		table_tuple_lock(writer->target, tid, writer->snapshot, writer->old_slot, writer->cid,
+						 ExecUpdateLockMode(writer->estate, writer->relinfo), LockWaitSkip,
+						 0, &failure) != TM_Ok)
+		return false;
 	result = table_tuple_update_compat(writer->target, tid, slot, writer->cid, writer->snapshot,
-									   false, &failure, &indexes);
-	if (result == TM_BeingModified)
-	{
-		/*
-		 * Somebody has locked the row, if only to keep its key, as a foreign
-		 * key does, or we ourselves. If the lock can be had at once, it is no
-		 * obstacle.
-		 */
-		if (table_tuple_lock(writer->target, tid, writer->snapshot, writer->old_slot, writer->cid,
-							 ExecUpdateLockMode(writer->estate, writer->relinfo), LockWaitSkip,
-							 0, &failure) != TM_Ok)
-			return false;
-		result = table_tuple_update_compat(writer->target, tid, slot, writer->cid,
-										   writer->snapshot, true, &failure, &indexes);
-	}
+									   &failure, &indexes);
 	if (result != TM_Ok)
 		return false;
 	if (indexes != IDEM_UPDATE_NO_INDEXES &&
@@ -343,7 +350,8 @@ idem_writer_finish(IdemWriter *writer)
 void
 idem_writer_free(IdemWriter *writer)
 {
-	for (int i = 0; i < writer->nslots; i++)
+	/* Backwards: what was pinned last is found first. */
+	for (int i = writer->nslots - 1; i >= 0; i--)
 		ExecDropSingleTupleTableSlot(writer->slots[i]);
 	ExecDropSingleTupleTableSlot(writer->old_slot);
 	ExecDropSingleTupleTableSlot(writer->new_slot);
