@@ -556,6 +556,31 @@ probe_target(NativeRun *run)
 	index_close(index, NoLock);
 }
 
+/*
+ * Tell the batch the largest stored key: where all staged keys are above it,
+ * there is nothing to find.
+ */
+static void
+find_largest_key(NativeRun *run)
+{
+	Relation	index = index_open(run->info->index, AccessShareLock);
+	TupleTableSlot *stored = table_slot_create(run->target, NULL);
+	IndexScanDesc scan = index_beginscan_compat(run->target, index, run->snapshot, 0);
+
+	index_rescan(scan, NULL, 0, NULL, 0);
+	if (index_getnext_slot(scan, BackwardScanDirection, stored))
+	{
+		Datum		keys[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+
+		get_stored_key(run, stored, keys, nulls);
+		idem_batch_set_bound(run->batch, keys, nulls);
+	}
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(stored);
+	index_close(index, NoLock);
+}
+
 /* Are fewer stored rows looked at by the index than by a pass over all? */
 static bool
 probes_are_cheaper(const NativeRun *run)
@@ -625,7 +650,6 @@ prepare(NativeRun *run)
 	run->stored_nulls = palloc0(sizeof(bool) * Max(info->ncolumns, 1));
 	run->staged = idem_batch_make_row(run->batch);
 	run->counts = idem_batch_counts(run->batch);
-	run->changes = begin_sort(run, work_mem / 2);
 }
 
 /* Classify and apply, in the subtransaction. False to have it undone. */
@@ -643,11 +667,16 @@ attempt(void *arg)
 	run->snapshot = GetActiveSnapshot();
 	run->target = table_open(run->info->target, NoLock);
 	run->comparer = idem_rowcmp_begin(run->info);
-	run->batch = idem_batch_read(run->source, run->info, run->comparer, run->snapshot);
+	run->batch = idem_batch_begin(run->source, run->info, run->comparer);
+	prepare(run);
+	find_largest_key(run);
+	idem_batch_read(run->batch, run->source);
 	if (idem_batch_refusal(run->batch) == NULL)
 	{
-		prepare(run);
-		if (probes_are_cheaper(run))
+		run->changes = begin_sort(run, work_mem / 2);
+		if (idem_batch_is_above_bound(run->batch))
+			classify_rest(run);
+		else if (probes_are_cheaper(run))
 			probe_target(run);
 		else
 			scan_target(run);

@@ -29,10 +29,11 @@
 #include "parser/parse_coerce.h"
 #include "storage/buf_internals.h"
 #include "storage/bufmgr.h"
+#include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
-#include "utils/snapmgr.h"
+#include "utils/sortsupport.h"
 
 #include "compat.h"
 #include "native_batch.h"
@@ -50,6 +51,14 @@ typedef struct BatchReceiver
 	DestReceiver pub;
 	IdemBatch  *batch;
 } BatchReceiver;
+
+/* What a column of the key is compared with. */
+typedef struct KeyBound
+{
+	Datum		value;
+	bool		isnull;
+	SortSupportData sort;
+} KeyBound;
 
 struct IdemBatch
 {
@@ -70,7 +79,6 @@ struct IdemBatch
 	Relation	staging;		/* rows are loaded from there, or NULL */
 	Buffer	   *buffers;		/* where its blocks were seen last */
 	BlockNumber nblocks;
-	Snapshot	snapshot;
 	TupleDesc	copied;			/* of rows that are copied */
 	char	  **chunks;
 	uint64		nchunks;
@@ -81,6 +89,8 @@ struct IdemBatch
 	IdemRow    *new_row;
 
 	/* keys */
+	KeyBound   *bound;			/* in the order of the key's index, or NULL */
+	bool		above_bound;	/* all rows so far */
 	IdemBatchEntry *slots;
 	uint64		nslots;			/* a power of two */
 	uint64		nused;
@@ -470,6 +480,25 @@ flush_pending(IdemBatch *batch)
 	batch->npending = 0;
 }
 
+/* Is the row's key above the bound? */
+static bool
+is_above_bound(const IdemBatch *batch, const IdemRow *row)
+{
+	const IdemMergeInfo *info = batch->info;
+
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		KeyBound   *bound = &batch->bound[i];
+		int			column = info->keys[i].column;
+		int			order = ApplySortComparator(row->values[column], row->nulls[column],
+												bound->value, bound->isnull, &bound->sort);
+
+		if (order != 0)
+			return order > 0;
+	}
+	return false;
+}
+
 static bool
 has_null_key(const IdemBatch *batch, const bool *nulls)
 {
@@ -506,6 +535,8 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 		if (batch->comparer->info->nversions > 0 &&
 			idem_rowcmp_is_endless(batch->comparer, row->values, row->nulls))
 			batch->refusal = "a version is NaN or infinity";
+		if (batch->bound && batch->above_bound)
+			batch->above_bound = is_above_bound(batch, row);
 		entry = &batch->pending[batch->npending++];
 		entry->hash = row_hash(batch, row);
 		if (batch->staging)
@@ -542,23 +573,17 @@ ignore(DestReceiver *self)
 }
 
 /*
- * Read a batch under the active snapshot, which must be the one given and stay
- * registered while the batch is used. The caller holds locks on both relations
- * and an SPI connection. If idem_batch_refusal() then is not NULL, the batch is
- * not for the native engine. It lives in the current memory context;
- * idem_batch_free() ends what it holds.
+ * Begin a batch. The caller holds locks on both relations. It lives in the
+ * current memory context; idem_batch_free() ends what it holds.
  */
 IdemBatch *
-idem_batch_read(IdemSource *source, const IdemMergeInfo *info, IdemComparer *comparer,
-				Snapshot snapshot)
+idem_batch_begin(const IdemSource *source, const IdemMergeInfo *info, IdemComparer *comparer)
 {
 	IdemBatch  *batch = palloc0(sizeof(IdemBatch));
-	BatchReceiver receiver = {{receive_row, ignore_startup, ignore, ignore, DestNone}};
 	Relation	staging = table_open(info->staging, NoLock);
 	char	  **names = palloc(sizeof(char *) * Max(info->ncolumns, 1));
 	Oid		   *types = palloc(sizeof(Oid) * Max(info->ncolumns, 1));
 	bool	   *covered = palloc(sizeof(bool) * Max(info->ncolumns, 1));
-	List	   *columns = NIL;
 	bool		volatile_casts = false;
 
 	batch->context = CurrentMemoryContext;
@@ -566,7 +591,6 @@ idem_batch_read(IdemSource *source, const IdemMergeInfo *info, IdemComparer *com
 											   ALLOCSET_DEFAULT_SIZES);
 	batch->info = info;
 	batch->comparer = comparer;
-	batch->snapshot = snapshot;
 	batch->estate = CreateExecutorState();
 	batch->casts = palloc0(sizeof(ExprState *) * Max(info->ncolumns, 1));
 	batch->copied = CreateTemplateTupleDesc(info->ncolumns);
@@ -578,7 +602,6 @@ idem_batch_read(IdemSource *source, const IdemMergeInfo *info, IdemComparer *com
 		names[i] = column->name;
 		types[i] = column->staged_type;
 		covered[i] = !column->is_audit;
-		columns = lappend(columns, column->name);
 		TupleDescInitEntry(batch->copied, i + 1, NULL, column->type, -1, 0);
 		if (cast)
 		{
@@ -603,12 +626,54 @@ idem_batch_read(IdemSource *source, const IdemMergeInfo *info, IdemComparer *com
 	batch->new_row = idem_batch_make_row(batch);
 	batch->nslots = INITIAL_SLOTS;
 	batch->slots = palloc0(sizeof(IdemBatchEntry) * INITIAL_SLOTS);
+	batch->above_bound = true;
+	return batch;
+}
 
+/*
+ * Have it found out whether all staged keys are above this one, in the order of
+ * the key's index. Without a bound they are.
+ */
+void
+idem_batch_set_bound(IdemBatch *batch, const Datum *keys, const bool *nulls)
+{
+	const IdemMergeInfo *info = batch->info;
+
+	batch->bound = palloc0(sizeof(KeyBound) * info->nkeys);
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		const IdemKeyColumn *key = &info->keys[i];
+		KeyBound   *bound = &batch->bound[i];
+		int16		typlen;
+		bool		typbyval;
+
+		get_typlenbyval(info->columns[key->column].type, &typlen, &typbyval);
+		bound->isnull = nulls[i];
+		bound->value = nulls[i] ? (Datum) 0 : datumCopy(keys[i], typbyval, typlen);
+		bound->sort.ssup_cxt = batch->context;
+		bound->sort.ssup_collation = key->collation;
+		bound->sort.ssup_nulls_first = key->nulls_first;
+		PrepareSortSupportFromOrderingOp(key->sort_operator, &bound->sort);
+	}
+}
+
+/*
+ * Read the staged rows, under the active snapshot, which must stay so as long as
+ * the batch is used. The caller holds an SPI connection. If idem_batch_refusal()
+ * then is not NULL, the batch is not for the native engine.
+ */
+void
+idem_batch_read(IdemBatch *batch, IdemSource *source)
+{
+	BatchReceiver receiver = {{receive_row, ignore_startup, ignore, ignore, DestNone}};
+	List	   *columns = NIL;
+
+	for (int i = 0; i < batch->info->ncolumns; i++)
+		columns = lappend(columns, batch->info->columns[i].name);
 	receiver.batch = batch;
 	idem_source_read(source, columns, batch->staging != NULL, &receiver.pub);
 	if (batch->refusal == NULL)
 		flush_pending(batch);
-	return batch;
 }
 
 /* Let go of relations and buffers; the memory goes with its context. */
@@ -626,6 +691,13 @@ const char *
 idem_batch_refusal(const IdemBatch *batch)
 {
 	return batch->refusal;
+}
+
+/* Are all keys above the bound that was set? */
+bool
+idem_batch_is_above_bound(const IdemBatch *batch)
+{
+	return batch->above_bound;
 }
 
 IdemCounts *

@@ -13,7 +13,6 @@
 #include "rowcmp.h"
 #include "rowfuncs.h"
 #include "source.h"
-#include "utils/snapshot.h"
 
 typedef struct IdemBatch IdemBatch;
 
@@ -38,10 +37,13 @@ typedef struct IdemBatchEntry
 	IdemRowRef	ref;			/* 0: free */
 } IdemBatchEntry;
 
-extern IdemBatch *idem_batch_read(IdemSource *source, const IdemMergeInfo *info,
-								  IdemComparer *comparer, Snapshot snapshot);
+extern IdemBatch *idem_batch_begin(const IdemSource *source, const IdemMergeInfo *info,
+								   IdemComparer *comparer);
+extern void idem_batch_set_bound(IdemBatch *batch, const Datum *keys, const bool *nulls);
+extern void idem_batch_read(IdemBatch *batch, IdemSource *source);
 extern void idem_batch_free(IdemBatch *batch);
 extern const char *idem_batch_refusal(const IdemBatch *batch);
+extern bool idem_batch_is_above_bound(const IdemBatch *batch);
 extern IdemCounts *idem_batch_counts(IdemBatch *batch);
 extern char *idem_batch_fingerprint(IdemBatch *batch);
 extern uint64 idem_batch_size(const IdemBatch *batch);
