@@ -127,7 +127,7 @@ FROM (VALUES
     (6, $$1$$, $$1::bigint$$),
     (7, $$1.0$$, $$1.00$$),
     (8, $$0.0::float8$$, $$'-0'::float8$$),
-    (9, $$'NaN'::float8$$, $$'NaN'::float8$$),
+    (9, $$'NaN'::float8$$, $$'Infinity'::float8$$),
     (10, $$'{"a":1}'::json$$, $$'{"a": 1}'::json$$),
     (11, $$'{"a":1}'::jsonb$$, $$'{"a": 1}'::jsonb$$),
     (12, $$'{}'::int[]$$, $$NULL::int[]$$),
@@ -311,3 +311,6 @@ SELECT status FROM idem_merge('s', 't', '{k}', 'b1', audit_cols => '{loaded_at}'
 -- nor does the order of the columns or the kind of staging
 CREATE VIEW s_view AS SELECT loaded_at, price, k, v FROM s;
 SELECT status FROM idem_merge('s_view', 't', '{k}', 'b1', audit_cols => '{loaded_at}');
+
+SET client_min_messages = warning;
+DROP SCHEMA fingerprint CASCADE;

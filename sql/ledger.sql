@@ -103,6 +103,12 @@ SELECT try_merge($$'s', 't', '{k}', 'b1'$$);
 UPDATE s SET n = NULL WHERE k = 3;
 SELECT try_merge($$'s', 't', '{k}', 'b1'$$);
 UPDATE s SET n = 3 WHERE k = 3;
+BEGIN;
+UPDATE s SET v = '' WHERE k = 3;
+SELECT try_merge($$'s', 't', '{k}', 'empty'$$);
+UPDATE s SET v = NULL WHERE k = 3;
+SELECT try_merge($$'s', 't', '{k}', 'empty'$$);
+ROLLBACK;
 -- fewer rows, none at all
 BEGIN;
 DELETE FROM s WHERE k = 1;
@@ -319,10 +325,11 @@ TRUNCATE day;
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1', on_mismatch => 'skip'$$);
 ROLLBACK;
--- the error, not caught, ends the transaction, and nothing is lost
+-- the error, not caught, ends the transaction, and nothing is lost; what would be
+-- applied is no loss
 BEGIN;
 DELETE FROM day;
-SELECT status FROM idem_merge('day_s', 'day', '{k}', 'no such batch') WHERE false;
+SELECT status FROM idem_merge('day_s', 'day', '{k}', 'no such batch');
 \set VERBOSITY sqlstate
 SELECT status FROM idem_merge('day_s', 'day', '{k}', 'd1');
 \set VERBOSITY default
@@ -414,7 +421,8 @@ TRUNCATE day;
 SELECT try_merge($$'day_s', 'day', '{k}', 'd3'$$);
 SELECT count(*) FROM day;
 ROLLBACK;
--- partitioned targets: a loss in any part is one
+-- partitioned targets: a loss in any part is one, if it is of this transaction;
+-- of others, all parts have to be empty
 CREATE TABLE parted (k int PRIMARY KEY, v text) PARTITION BY RANGE (k);
 CREATE TABLE parted_1 PARTITION OF parted FOR VALUES FROM (0) TO (2);
 CREATE TABLE parted_2 PARTITION OF parted FOR VALUES FROM (2) TO (9) PARTITION BY RANGE (k);

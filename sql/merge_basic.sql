@@ -189,7 +189,7 @@ SELECT status, summary FROM idem_merge('audit_staging', 'audit', '{k}', '1', aud
 -- A retry by a later run is a replay all the same.
 UPDATE audit_staging SET _loaded_at = '2026-01-02', _run = 'run 2';
 SELECT status, summary FROM idem_merge('audit_staging', 'audit', '{k}', '1', audit_cols => '{_loaded_at,_run}');
--- Without an id: nothing has changed, so that it is the same content.
+-- Without an id it is a batch of its own, in which nothing has changed.
 SELECT status, summary FROM idem_merge('audit_staging', 'audit', '{k}', audit_cols => '{_loaded_at,_run}');
 UPDATE audit_staging SET v = 'w' WHERE k = 2;
 INSERT INTO audit_staging VALUES (4, 'v', '2026-01-02', 'run 2');
@@ -214,21 +214,27 @@ CREATE TABLE dry_staging (k int, v int, ver int);
 INSERT INTO dry_staging SELECT i, i % 6, i % 4 FROM generate_series(200, 800) i;
 INSERT INTO dry_staging SELECT k, v, ver FROM dry_staging WHERE k % 3 = 0;
 INSERT INTO dry_staging SELECT k, v + 1, ver - 1 FROM dry_staging WHERE k % 10 = 0;
+-- Ties, that is rows of one key, of equal versions and with different content, are
+-- for on_duplicate => 'any' only.
+CREATE TABLE dry_ties (LIKE dry_staging);
+INSERT INTO dry_ties TABLE dry_staging;
+INSERT INTO dry_ties SELECT k, v + 2, ver FROM dry_staging WHERE k % 7 = 0;
 CREATE TABLE dry_results (step int GENERATED ALWAYS AS IDENTITY, mode text, stale text, dup text, dry boolean, counts bigint[], fingerprint text);
 DO $$
 DECLARE
-    m text; st text; d text; r record; is_dry boolean;
+    m text; st text; d text; r record; is_dry boolean; given bigint;
 BEGIN
     FOREACH m IN ARRAY '{upsert,insert,update}'::text[] LOOP
         FOREACH st IN ARRAY '{skip,apply}'::text[] LOOP
-            FOREACH d IN ARRAY '{latest,any}'::text[] LOOP
+            FOREACH d IN ARRAY '{latest,any,any of ties}'::text[] LOOP
                 BEGIN
                     FOREACH is_dry IN ARRAY '{true,false}'::boolean[] LOOP
-                        r := idem_merge('dry_staging', 'dry', '{k}', m || st || d, version_cols => '{ver}',
-                                        mode => m, on_stale => st, on_duplicate => d, dry_run => is_dry);
+                        SELECT last_value INTO given FROM dry_n_seq;
+                        r := idem_merge(CASE d WHEN 'any of ties' THEN 'dry_ties' ELSE 'dry_staging' END, 'dry', '{k}', m || st || d,
+                                        version_cols => '{ver}', mode => m, on_stale => st, on_duplicate => split_part(d, ' ', 1), dry_run => is_dry);
                         IF is_dry AND (r.status <> 'dry_run' OR r.applied_at IS NOT NULL
                                        OR EXISTS (SELECT FROM idem_batches WHERE batch_id = m || st || d AND target = 'dry'::regclass)
-                                       OR (SELECT max(n) FROM dry) > 500) THEN
+                                       OR (SELECT last_value FROM dry_n_seq) <> given OR (SELECT count(*) FROM dry) <> 500) THEN
                             RAISE 'the dry run has written';
                         END IF;
                         INSERT INTO dry_results (mode, stale, dup, dry, counts, fingerprint)

@@ -13,6 +13,7 @@ INSERT INTO s VALUES (1, 'a'), (2, NULL), (1, 'a'), (2, NULL), (1, 'a'), (3, 'c'
 SELECT summary FROM idem_merge('s', 't', '{k}', 'same', on_duplicate => 'any', dry_run => true);
 SELECT summary FROM idem_merge('s', 't', '{k}', 'same', on_duplicate => 'error', dry_run => true);
 SELECT summary FROM idem_merge('s', 't', '{k}', 'same');
+SELECT summary FROM idem_merge('s', 't', '{k}', 'same, latest', version_cols => '{v}', on_duplicate => 'latest', dry_run => true);
 -- Without a version there is no latest row.
 \set VERBOSITY sqlstate
 SELECT summary FROM idem_merge('s', 't', '{k}', 'same', on_duplicate => 'latest');

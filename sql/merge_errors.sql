@@ -30,11 +30,20 @@ BEGIN
     RETURN result;
 END $$;
 
+-- What no rollback takes back, and so tells what had been done before an error.
+-- Rows that are written to t advance a sequence, too.
+CREATE FUNCTION sequences() RETURNS text LANGUAGE sql AS $$
+    SELECT string_agg(format('%s.%s %s', schemaname, sequencename, last_value), ' ' ORDER BY schemaname, sequencename)
+    FROM pg_sequences
+$$;
+
 -- Runs a statement and says how it ended. After an error, nothing may have
--- changed; without one, the first column of the first row is shown.
+-- changed; if something was written before, that is said. Without an error, the
+-- first column of the first row is shown.
 CREATE FUNCTION try(statement text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     before text := everything();
+    sequences_before text := sequences();
     state text;
     message text;
     detail text;
@@ -52,6 +61,9 @@ BEGIN
         RAISE EXCEPTION 'the failed statement has changed something';
     END IF;
     result := state || ': ' || message;
+    IF sequences() IS DISTINCT FROM sequences_before THEN
+        result := result || E'\n  (rows had been written)';
+    END IF;
     IF detail <> '' THEN
         result := result || E'\n  DETAIL: ' || regexp_replace(detail, '\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?[+-][0-9:]+', '<time>', 'g');
     END IF;
@@ -68,6 +80,9 @@ $$;
 
 CREATE TABLE t (k int PRIMARY KEY, v text, n int, seen timestamptz);
 INSERT INTO t VALUES (1, 'one', 1, '2026-01-01 00:00+00');
+CREATE SEQUENCE written;
+CREATE FUNCTION note_written() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('merge_errors.written'); RETURN NEW; END $$;
+CREATE TRIGGER note_written BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION note_written();
 CREATE TABLE s (k int, v text, n int, seen timestamptz);
 INSERT INTO s VALUES (1, 'uno', 1, '2026-01-02 00:00+00'), (2, 'dos', 2, '2026-01-02 00:00+00');
 
@@ -122,7 +137,7 @@ SELECT try_merge(format($$'s', 't', %I => '{ctid}'$$, name))
 FROM unnest('{key_cols,version_cols,audit_cols,update_cols,exclude_cols}'::text[]) name;
 SELECT try_merge(format($$'s', 't', %I => '{nowhere_at_all}'$$, name))
 FROM unnest('{key_cols,version_cols,audit_cols,update_cols,exclude_cols}'::text[]) name;
--- a column that is in one of the two; the closest name; case matters; an empty name
+-- the closest name; case matters; an empty name
 SELECT try_merge($$'s', 't', version_cols => '{seem}'$$);
 SELECT try_merge($$'s', 't', key_cols => '{K}'$$);
 SELECT try_merge($$'s', 't', key_cols => '{""}'$$);
@@ -175,14 +190,14 @@ ROLLBACK;
 
 SELECT try_merge($$'no_such_table', 't'$$);
 SELECT try_merge($$'s', 'no_such_table'$$);
--- any number is a valid regclass
-SELECT try_merge($$999999, 't'$$);
-SELECT try_merge($$'s', 999999$$);
+-- any number is a valid regclass; no relation has got as far as the greatest one
+SELECT try_merge($$4294967295, 't'$$);
+SELECT try_merge($$'s', 4294967295$$);
 SELECT try_merge($$'s', 0$$);
-SELECT try($$SELECT statement FROM idem_explain('s', 999999)$$);
-SELECT try($$SELECT idem_fingerprint(999999)$$);
-SELECT try($$SELECT idem_claim('b', 999999)$$);
-SELECT try($$SELECT idem_forget(999999, 'b')$$);
+SELECT try($$SELECT statement FROM idem_explain('s', 4294967295)$$);
+SELECT try($$SELECT idem_fingerprint(4294967295)$$);
+SELECT try($$SELECT idem_claim('b', 4294967295)$$);
+SELECT try($$SELECT idem_forget(4294967295, 'b')$$);
 
 -- staging that has no rows to read
 CREATE SEQUENCE a_sequence;

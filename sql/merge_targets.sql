@@ -57,8 +57,8 @@ INSERT INTO part_s SELECT 1, NULL, 'x';
 SELECT summary FROM idem_merge('part_s', 'half', '{k}', '1', on_schema_change => 'ignore');
 \set VERBOSITY default
 
--- Triggers. Every row that is written fires the row triggers once; rows that are
--- not written fire none.
+-- Triggers. Every row that is written fires the row triggers once, and one that is
+-- updated BEFORE INSERT as well; rows that are not written fire none.
 CREATE TABLE log (n int GENERATED ALWAYS AS IDENTITY, msg text);
 CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -129,6 +129,14 @@ SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '1');
 TABLE rekey ORDER BY k;
 DELETE FROM rekey_s WHERE k <> 'b';
 SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '2');
+-- No row has a changed key as it is staged; what the trigger makes of it is found
+-- only when the row is inserted, so that a dry run cannot know.
+UPDATE rekey_s SET k = 'A';
+SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '3', dry_run => true);
+SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '3');
+UPDATE rekey_s SET v = '2';
+SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '4');
+TABLE rekey ORDER BY k;
 -- Triggers that merge into other tables, each within the merge of the outer one.
 CREATE TABLE outer_t (k int PRIMARY KEY, v text);
 CREATE TABLE outer_s (k int, v text);
@@ -242,6 +250,15 @@ TRUNCATE second, second_s;
 INSERT INTO second VALUES (1, 'x', 1), (2, 'y', 1);
 INSERT INTO second_s VALUES (2, 'x', 1), (1, 'z', 1);
 SELECT summary FROM idem_merge('second_s', 'second', '{k}', 'in order');
+TABLE second ORDER BY k;
+-- A swap has no such order: the index is immediate, so that it is checked with
+-- each row, and row 1 takes 'y' while row 2 still has it.
+TRUNCATE second, second_s;
+INSERT INTO second VALUES (1, 'x', 1), (2, 'y', 1);
+INSERT INTO second_s VALUES (1, 'y', 1), (2, 'x', 1);
+\set VERBOSITY sqlstate
+SELECT summary FROM idem_merge('second_s', 'second', '{k}', 'swap');
+\set VERBOSITY default
 TABLE second ORDER BY k;
 -- A deferrable constraint on other columns is checked when it is due.
 CREATE TABLE deferred (k int PRIMARY KEY, u text, CONSTRAINT deferred_u UNIQUE (u) DEFERRABLE INITIALLY DEFERRED);

@@ -198,13 +198,13 @@ SELECT relation, run_as('idem_p_full', format('SELECT summary FROM public.idem_m
        run_as('idem_p_full', format('SELECT length(public.idem_fingerprint(%L))', relation), true) AS fingerprint
 FROM unnest('{privileges.lends,privileges.lends_not,privileges.hidden}'::text[]) relation ORDER BY 1;
 
--- a plan is of the role that it was made for: with another role in the same session it is another
+-- what a session has prepared as one role is of no use to another: its rights are checked before that
 SET ROLE idem_p_full;
 SELECT status FROM public.idem_merge('privileges.s', 'privileges.t', '{k}', 'plan 1');
 SELECT status FROM public.idem_merge('privileges.s', 'privileges.t', '{k}', 'plan 2');
 RESET ROLE;
 SELECT run_as('idem_p_none', 'SELECT status FROM public.idem_merge(''privileges.s'', ''privileges.t'', ''{k}'', ''plan 3'')', true) AS other_role;
--- rights that are gone are gone for known plans, too
+-- and rights that are gone are gone, whatever has been prepared
 REVOKE UPDATE ON t FROM idem_p_full;
 SELECT run_as('idem_p_full', 'SELECT status FROM public.idem_merge(''privileges.s'', ''privileges.t'', ''{k}'', ''plan 3'')', true) AS revoked;
 GRANT UPDATE ON t TO idem_p_full;

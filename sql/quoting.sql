@@ -56,6 +56,10 @@ BEGIN
     FOREACH name IN ARRAY '{idem_row_staged,idem_row_distinct,idem_row_classify,idem_row_guard,idem_row_applied}'::text[] LOOP
         EXECUTE format('CREATE FUNCTION quoting_traps.%I(bigint, VARIADIC "any") RETURNS boolean AS ''suppress_redundant_updates_trigger'' LANGUAGE internal', name);
     END LOOP;
+    CREATE FUNCTION quoting_traps.idem_row_propose(bigint, boolean, VARIADIC "any") RETURNS boolean AS 'suppress_redundant_updates_trigger' LANGUAGE internal;
+    CREATE FUNCTION quoting_traps.idem_column_default(bigint, smallint, anyelement) RETURNS anyelement AS 'suppress_redundant_updates_trigger' LANGUAGE internal;
+    CREATE FUNCTION quoting_traps.idem_assign("any", anyelement) RETURNS anyelement AS 'suppress_redundant_updates_trigger' LANGUAGE internal;
+    CREATE FUNCTION quoting_traps.idem_image(VARIADIC "any") RETURNS bytea AS 'suppress_redundant_updates_trigger' LANGUAGE internal;
 END $$;
 CREATE COLLATION quoting_traps."C" FROM "C";
 -- this is what a trap does
@@ -107,6 +111,25 @@ SELECT status FROM idem_merge('s', 't', '{k}', 'b7', version_cols => '{seen}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT count(*) FROM idem_batches WHERE batch_id = 'b7' AND target = 't'::regclass;
 DROP FUNCTION :"extension_schema".idem_row_staged(bigint, bigint, text, numeric, jsonb, text[], timestamptz, regclass);
+-- each of the functions that a statement calls
+CREATE FUNCTION try_overload(signature text, result text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    extension_schema regnamespace := (SELECT extnamespace FROM pg_extension WHERE extname = 'idempotent_ingest');
+BEGIN
+    EXECUTE format('CREATE FUNCTION %s.%s RETURNS %s LANGUAGE plpgsql AS ''BEGIN RAISE EXCEPTION ''''trapped''''; END''', extension_schema, signature, result);
+    PERFORM idem_merge('s', 't', '{k}', 'b7', version_cols => '{seen}', on_duplicate => 'any');
+    RETURN 'not refused';
+EXCEPTION WHEN ambiguous_function THEN
+    RETURN 'refused';
+END $$;
+SELECT signature, try_overload(signature, result)
+FROM (VALUES ('idem_row_staged(bigint, bigint, text, numeric, jsonb, text[], timestamptz, regclass)', 'boolean'),
+    ('idem_row_distinct(bigint, int, varchar, numeric, jsonb, varchar[], timestamptz, regclass)', 'boolean'),
+    ('idem_row_classify(bigint, int, varchar, varchar, numeric, numeric, jsonb, jsonb, varchar[], varchar[], timestamptz, timestamptz, regclass, regclass)', 'boolean'),
+    ('idem_row_propose(bigint, boolean, int)', 'boolean'),
+    ('idem_row_guard(bigint, varchar, varchar, numeric, numeric, jsonb, jsonb, varchar[], varchar[], timestamptz, timestamptz, regclass, regclass)', 'boolean'),
+    ('idem_row_applied(bigint, int)', 'boolean'), ('idem_column_default(bigint, smallint, text)', 'text'),
+    ('idem_assign(text[], varchar[])', 'varchar[]'), ('idem_image(int, varchar, numeric, jsonb, varchar[], timestamptz, regclass)', 'bytea')) f (signature, result);
 SELECT status FROM idem_merge('s', 't', '{k}', 'b7', version_cols => '{seen}');
 
 --
@@ -263,3 +286,5 @@ SELECT status, summary FROM idem_merge('s', 't', '{k}', 'b1', on_duplicate => 'a
 SELECT target, batch_id, revision FROM idem_batches ORDER BY batch_id;
 \c :this_database
 DROP DATABASE idem_quoting;
+SET client_min_messages = warning;
+DROP SCHEMA quoting CASCADE;
