@@ -39,6 +39,7 @@
 #include "utils/snapmgr.h"
 #include "utils/sortsupport.h"
 #include "utils/tuplesort.h"
+#include "utils/tuplestore.h"
 
 #include "attempt.h"
 #include "compat.h"
@@ -95,8 +96,10 @@ typedef struct NativeRun
 	AttrNumber	last_key;		/* how far a stored row must be deformed */
 	AttrNumber	last_compared;
 	bool		stale_error;
-	Tuplesortstate *changes;
+	Tuplesortstate *changes;	/* references, of rows in memory */
 	TupleTableSlot *change;
+	Tuplestorestate *sorted_changes;	/* whole rows, of a sorted batch */
+	TupleTableSlot *sorted_change;
 } NativeRun;
 
 static WatchedTarget watched[MAX_WATCHED];
@@ -226,13 +229,48 @@ idem_engine_native_disadvantage(const IdemMergeInfo *info)
 	return blocks <= SMALL_BLOCKS ? "the batch is small" : NULL;
 }
 
-/* Note something to be written: a new row, or a new version of the stored one. */
+/* A place in a table as one number, which is NULL for no place. */
+static void
+pack_tid(ItemPointer tid, Datum *value, bool *isnull)
+{
+	*isnull = tid == NULL;
+	*value = tid == NULL ? (Datum) 0 :
+		Int64GetDatum(((int64) ItemPointerGetBlockNumber(tid) << 16) |
+					  ItemPointerGetOffsetNumber(tid));
+}
+
+static void
+unpack_tid(Datum value, bool isnull, ItemPointer tid)
+{
+	int64		packed = DatumGetInt64(value);
+
+	if (isnull)
+		ItemPointerSetInvalid(tid);
+	else
+		ItemPointerSet(tid, (BlockNumber) (packed >> 16), (OffsetNumber) (packed & 0xFFFF));
+}
+
+/*
+ * Note something to be written, of the staged row at hand: a new row, or a new
+ * version of the stored one.
+ */
 static void
 note_change(NativeRun *run, IdemRowRef ref, ItemPointer tid)
 {
 	const IdemMergeInfo *info = run->info;
 	TupleTableSlot *slot = run->change;
 
+	if (run->sorted_changes)
+	{
+		slot = run->sorted_change;
+		ExecClearTuple(slot);
+		memcpy(slot->tts_values, run->staged->values, sizeof(Datum) * info->ncolumns);
+		memcpy(slot->tts_isnull, run->staged->nulls, sizeof(bool) * info->ncolumns);
+		pack_tid(tid, &slot->tts_values[info->ncolumns], &slot->tts_isnull[info->ncolumns]);
+		ExecStoreVirtualTuple(slot);
+		tuplestore_puttupleslot(run->sorted_changes, slot);
+		return;
+	}
 	ExecClearTuple(slot);
 	for (int i = 0; i < info->nkeys; i++)
 	{
@@ -241,11 +279,7 @@ note_change(NativeRun *run, IdemRowRef ref, ItemPointer tid)
 	}
 	slot->tts_values[info->nkeys] = Int64GetDatum((int64) ref);
 	slot->tts_isnull[info->nkeys] = false;
-	slot->tts_isnull[info->nkeys + 1] = tid == NULL;
-	if (tid)
-		slot->tts_values[info->nkeys + 1] =
-			Int64GetDatum(((int64) ItemPointerGetBlockNumber(tid) << 16) |
-						  ItemPointerGetOffsetNumber(tid));
+	pack_tid(tid, &slot->tts_values[info->nkeys + 1], &slot->tts_isnull[info->nkeys + 1]);
 	ExecStoreVirtualTuple(slot);
 	tuplesort_puttupleslot(run->changes, slot);
 }
@@ -453,7 +487,7 @@ scan_target(NativeRun *run)
 
 /* A sort of row references by key. */
 static Tuplesortstate *
-begin_sort(const NativeRun *run, int memory)
+begin_sort(const NativeRun *run)
 {
 	const IdemMergeInfo *info = run->info;
 	AttrNumber	attnums[INDEX_MAX_KEYS];
@@ -469,7 +503,7 @@ begin_sort(const NativeRun *run, int memory)
 		nulls_first[i] = info->keys[i].nulls_first;
 	}
 	return tuplesort_begin_heap(run->change->tts_tupleDescriptor, info->nkeys, attnums, operators,
-								collations, nulls_first, memory, NULL, TUPLESORT_NONE);
+								collations, nulls_first, work_mem / 2, NULL, TUPLESORT_NONE);
 }
 
 /*
@@ -486,74 +520,171 @@ next_sorted(NativeRun *run, Tuplesortstate *sort, IdemRowRef *refs, ItemPointerD
 	{
 		slot_getallattrs(run->change);
 		refs[count] = (IdemRowRef) DatumGetInt64(run->change->tts_values[nkeys]);
-		if (tids && run->change->tts_isnull[nkeys + 1])
-			ItemPointerSetInvalid(&tids[count]);
-		else if (tids)
-		{
-			int64		packed = DatumGetInt64(run->change->tts_values[nkeys + 1]);
-
-			ItemPointerSet(&tids[count], (BlockNumber) (packed >> 16),
-						   (OffsetNumber) (packed & 0xFFFF));
-		}
+		if (tids)
+			unpack_tid(run->change->tts_values[nkeys + 1], run->change->tts_isnull[nkeys + 1],
+					   &tids[count]);
 		count++;
 	}
 	prefetch_rows(run, refs, count);
 	return count;
 }
 
-/* Find the stored rows by their index, in its order. */
+/* Stored rows by the key's index. */
+typedef struct IndexReader
+{
+	Relation	index;
+	IndexScanDesc scan;
+	TupleTableSlot *stored;
+	bool		found;			/* there is a row in stored */
+	ScanKeyData keys[INDEX_MAX_KEYS];
+	SortSupportData order[INDEX_MAX_KEYS];
+} IndexReader;
+
+static void
+begin_reader(NativeRun *run, IndexReader *reader, bool probes)
+{
+	const IdemMergeInfo *info = run->info;
+
+	reader->index = index_open(info->index, AccessShareLock);
+	reader->stored = table_slot_create(run->target, NULL);
+	memset(reader->order, 0, sizeof(reader->order));
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		const IdemKeyColumn *key = &info->keys[i];
+		SortSupport order = &reader->order[i];
+
+		ScanKeyEntryInitialize(&reader->keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   key->collation, get_opcode(key->equal_operator), (Datum) 0);
+		order->ssup_cxt = CurrentMemoryContext;
+		order->ssup_collation = key->collation;
+		order->ssup_nulls_first = key->nulls_first;
+		PrepareSortSupportFromOrderingOp(key->sort_operator, order);
+	}
+	reader->scan = index_beginscan_compat(run->target, reader->index, run->snapshot,
+										  probes ? info->nkeys : 0);
+	reader->found = false;
+	if (!probes)
+	{
+		index_rescan(reader->scan, NULL, 0, NULL, 0);
+		reader->found = index_getnext_slot(reader->scan, ForwardScanDirection, reader->stored);
+	}
+}
+
+static void
+end_reader(IndexReader *reader)
+{
+	index_endscan(reader->scan);
+	ExecDropSingleTupleTableSlot(reader->stored);
+	index_close(reader->index, NoLock);
+}
+
+/* Look the stored row of the staged one at hand up. */
+static void
+probe(NativeRun *run, IndexReader *reader)
+{
+	const IdemMergeInfo *info = run->info;
+
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		int			column = info->keys[i].column;
+
+		reader->keys[i].sk_argument = run->staged->values[column];
+		reader->keys[i].sk_flags = run->staged->nulls[column] ? SK_ISNULL | SK_SEARCHNULL : 0;
+	}
+	index_rescan(reader->scan, reader->keys, info->nkeys, NULL, 0);
+	reader->found = index_getnext_slot(reader->scan, ForwardScanDirection, reader->stored);
+}
+
+/* Go on to the first stored row that is not below the staged one at hand; is it of its key? */
+static bool
+advance(NativeRun *run, IndexReader *reader)
+{
+	const IdemMergeInfo *info = run->info;
+
+	while (reader->found)
+	{
+		Datum		keys[INDEX_MAX_KEYS];
+		bool		nulls[INDEX_MAX_KEYS];
+		int			order = 0;
+
+		CHECK_FOR_INTERRUPTS();
+		get_stored_key(run, reader->stored, keys, nulls);
+		for (int i = 0; order == 0 && i < info->nkeys; i++)
+		{
+			int			column = info->keys[i].column;
+
+			order = ApplySortComparator(keys[i], nulls[i], run->staged->values[column],
+										run->staged->nulls[column], &reader->order[i]);
+		}
+		if (order >= 0)
+			return order == 0;
+		reader->found = index_getnext_slot(reader->scan, ForwardScanDirection, reader->stored);
+	}
+	return false;
+}
+
+/* Find the stored rows of a batch in memory by their index, in its order. */
 static void
 probe_target(NativeRun *run)
 {
-	const IdemMergeInfo *info = run->info;
-	Relation	index = index_open(info->index, AccessShareLock);
-	TupleTableSlot *stored = table_slot_create(run->target, NULL);
 	Tuplesortstate *changes = run->changes;
-	Tuplesortstate *order = begin_sort(run, work_mem / 2);
-	IndexScanDesc scan;
-	ScanKeyData keys[INDEX_MAX_KEYS];
+	Tuplesortstate *order;
+	IndexReader reader;
 	IdemRowRef	refs[LOOK_AHEAD];
 	uint64		position = 0;
 	bool		matched;
 	int			count;
 
-	run->changes = order;
+	/* For the time being, all rows, and nothing known of them but the key. */
+	run->changes = begin_sort(run);
 	while (idem_batch_next(run->batch, &position, &refs[0], &matched))
 	{
 		CHECK_FOR_INTERRUPTS();
 		idem_batch_load(run->batch, refs[0], run->staged);
 		note_change(run, refs[0], NULL);
 	}
+	tuplesort_performsort(run->changes);
+	begin_reader(run, &reader, true);
+	order = run->changes;
 	run->changes = changes;
-	tuplesort_performsort(order);
-
-	for (int i = 0; i < info->nkeys; i++)
-		ScanKeyEntryInitialize(&keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
-							   info->keys[i].collation,
-							   get_opcode(info->keys[i].equal_operator), (Datum) 0);
-	scan = index_beginscan_compat(run->target, index, run->snapshot, info->nkeys);
 	while ((count = next_sorted(run, order, refs, NULL)) > 0)
-		for (int row = 0; row < count; row++)
+		for (int i = 0; i < count; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			idem_batch_load(run->batch, refs[row], run->staged);
-			for (int i = 0; i < info->nkeys; i++)
-			{
-				int			column = info->keys[i].column;
-
-				keys[i].sk_argument = run->staged->values[column];
-				keys[i].sk_flags = run->staged->nulls[column] ? SK_ISNULL | SK_SEARCHNULL : 0;
-			}
-			index_rescan(scan, keys, info->nkeys, NULL, 0);
-			if (index_getnext_slot(scan, ForwardScanDirection, stored))
-				classify_pair(run, refs[row], stored);
+			idem_batch_load(run->batch, refs[i], run->staged);
+			probe(run, &reader);
+			if (reader.found)
+				classify_pair(run, refs[i], reader.stored);
 			else
-				classify_unmatched(run, refs[row]);
+				classify_unmatched(run, refs[i]);
 		}
-	index_endscan(scan);
+	end_reader(&reader);
 	tuplesort_end(order);
-	ExecDropSingleTupleTableSlot(stored);
-	index_close(index, NoLock);
+}
+
+/*
+ * Find the stored rows of a sorted batch by their index: one after the other, or
+ * for a batch that is small beside the target, each by itself.
+ */
+static void
+merge_sorted(NativeRun *run, bool probes)
+{
+	IndexReader reader;
+	IdemRow    *row;
+
+	begin_reader(run, &reader, probes);
+	while ((row = idem_batch_next_sorted(run->batch)) != NULL)
+	{
+		CHECK_FOR_INTERRUPTS();
+		run->staged = row;
+		if (probes)
+			probe(run, &reader);
+		if (probes ? reader.found : advance(run, &reader))
+			classify_pair(run, 0, reader.stored);
+		else
+			classify_unmatched(run, 0);
+	}
+	end_reader(&reader);
 }
 
 /*
@@ -593,28 +724,102 @@ probes_are_cheaper(const NativeRun *run)
 	return idem_batch_size(run->batch) * PROBE_COST < tuples;
 }
 
+/* Make a place for the changes of a batch that does not fit memory. */
+static void
+prepare_sorted(NativeRun *run)
+{
+	const IdemMergeInfo *info = run->info;
+	TupleDesc	change = CreateTemplateTupleDesc(info->ncolumns + 1);
+
+	for (int i = 0; i < info->ncolumns; i++)
+		TupleDescInitEntry(change, i + 1, NULL, info->columns[i].type, -1, 0);
+	TupleDescInitEntry(change, info->ncolumns + 1, NULL, INT8OID, -1, 0);
+	tupdesc_finalize_compat(change);
+	run->sorted_change = MakeSingleTupleTableSlot(change, &TTSOpsMinimalTuple);
+	run->sorted_changes = tuplestore_begin_heap(false, false, work_mem / 4);
+}
+
+/* Find the stored rows, and what is to be written. */
+static void
+classify(NativeRun *run)
+{
+	if (idem_batch_is_sorted(run->batch))
+	{
+		prepare_sorted(run);
+		merge_sorted(run, probes_are_cheaper(run));
+		return;
+	}
+	run->changes = begin_sort(run);
+	if (idem_batch_is_above_bound(run->batch))
+		classify_rest(run);
+	else if (probes_are_cheaper(run))
+		probe_target(run);
+	else
+		scan_target(run);
+}
+
+/* Write the staged row at hand. False on contention. */
+static bool
+write_row(NativeRun *run, IdemWriter *writer, ItemPointer tid)
+{
+	return ItemPointerIsValid(tid) ?
+		idem_writer_update(writer, tid, run->staged->values, run->staged->nulls) :
+		idem_writer_insert(writer, run->staged->values, run->staged->nulls);
+}
+
+/* Write the changes of a batch in memory. */
+static bool
+write_loaded(NativeRun *run, IdemWriter *writer)
+{
+	IdemRowRef	refs[LOOK_AHEAD];
+	ItemPointerData tids[LOOK_AHEAD];
+	int			count;
+
+	tuplesort_performsort(run->changes);
+	while ((count = next_sorted(run, run->changes, refs, tids)) > 0)
+		for (int i = 0; i < count; i++)
+		{
+			idem_batch_load(run->batch, refs[i], run->staged);
+			if (!write_row(run, writer, &tids[i]))
+				return false;
+		}
+	return true;
+}
+
+/* Write the changes of a sorted batch. */
+static bool
+write_sorted(NativeRun *run, IdemWriter *writer)
+{
+	TupleTableSlot *slot = run->sorted_change;
+	int			ncolumns = run->info->ncolumns;
+	IdemRow		row = {0};
+
+	run->staged = &row;
+	while (tuplestore_gettupleslot(run->sorted_changes, true, false, slot))
+	{
+		ItemPointerData tid;
+
+		slot_getallattrs(slot);
+		row.values = slot->tts_values;
+		row.nulls = slot->tts_isnull;
+		unpack_tid(slot->tts_values[ncolumns], slot->tts_isnull[ncolumns], &tid);
+		if (!write_row(run, writer, &tid))
+			return false;
+	}
+	return true;
+}
+
 /* Write what is to be written, in the order of the key. False on contention. */
 static bool
 write_changes(NativeRun *run)
 {
-	IdemRowRef	refs[LOOK_AHEAD];
-	ItemPointerData tids[LOOK_AHEAD];
 	IdemWriter *writer;
-	bool		done = true;
-	int			count;
+	bool		done;
 
 	if (run->counts->inserted + run->counts->updated == 0 && run->target->trigdesc == NULL)
 		return true;
-	tuplesort_performsort(run->changes);
 	writer = idem_writer_begin(run->info, run->target, run->snapshot);
-	while (done && (count = next_sorted(run, run->changes, refs, tids)) > 0)
-		for (int i = 0; done && i < count; i++)
-		{
-			idem_batch_load(run->batch, refs[i], run->staged);
-			done = ItemPointerIsValid(&tids[i]) ?
-				idem_writer_update(writer, &tids[i], run->staged->values, run->staged->nulls) :
-				idem_writer_insert(writer, run->staged->values, run->staged->nulls);
-		}
+	done = run->sorted_changes ? write_sorted(run, writer) : write_loaded(run, writer);
 	done = done && idem_writer_flush(writer);
 	if (done)
 		idem_writer_finish(writer);
@@ -672,27 +877,22 @@ attempt(void *arg)
 	find_largest_key(run);
 	idem_batch_read(run->batch, run->source);
 	if (idem_batch_refusal(run->batch) == NULL)
+		classify(run);
+	if (idem_batch_refusal(run->batch) == NULL && !run->stale_error)
 	{
-		run->changes = begin_sort(run, work_mem / 2);
-		if (idem_batch_is_above_bound(run->batch))
-			classify_rest(run);
-		else if (probes_are_cheaper(run))
-			probe_target(run);
-		else
-			scan_target(run);
-		if (!run->stale_error)
-		{
-			done = write_changes(run);
-			run->contention = !done;
-		}
-		tuplesort_end(run->changes);
+		done = write_changes(run);
+		run->contention = !done;
 		if (done)
 		{
 			*run->result_counts = *run->counts;
 			MemoryContextSwitchTo(run->caller_context);
-			*run->result_fingerprint = pstrdup(idem_batch_fingerprint(run->batch));
+			*run->result_fingerprint = idem_batch_fingerprint(run->batch);
 		}
 	}
+	if (run->changes)
+		tuplesort_end(run->changes);
+	if (run->sorted_changes)
+		tuplestore_end(run->sorted_changes);
 	idem_batch_free(run->batch);
 	table_close(run->target, NoLock);
 	PopActiveSnapshot();

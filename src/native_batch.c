@@ -9,9 +9,12 @@
  * is copied. Rows of one key are compared, and one of them remains, as soon as
  * the second one comes.
  *
+ * What does not fit work_mem x hash_mem_multiplier is sorted by key instead, all
+ * of it, by a tuplesort that spills to disk: rows of one key then come one after
+ * the other.
+ *
  * What the sql engine reports (keys that are NULL, different rows of one key)
- * is not reported here: such a batch is refused, for that engine to say it. It
- * is refused as well if the rows do not fit work_mem x hash_mem_multiplier.
+ * is not reported here: such a batch is refused, for that engine to say it.
  *
  *-------------------------------------------------------------------------
  */
@@ -34,6 +37,7 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/sortsupport.h"
+#include "utils/tuplesort.h"
 
 #include "compat.h"
 #include "native_batch.h"
@@ -41,6 +45,7 @@
 
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
+#define SORT_MEMORY		((Size) 16 * 1024 * 1024)
 #define CHUNK_BITS		20
 #define CHUNK_SIZE		((Size) 1 << CHUNK_BITS)
 #define MATCHED			(UINT64CONST(1) << 63)
@@ -96,6 +101,12 @@ struct IdemBatch
 	uint64		nused;
 	IdemBatchEntry pending[MAX_PENDING];	/* not looked up yet */
 	int			npending;
+
+	/* rows that do not fit */
+	Tuplesortstate *sort;		/* by key; NULL as long as all fit */
+	TupleTableSlot *sort_slot;
+	IdemRow    *sorted[2];		/* the row at hand, and the one after it */
+	bool		has_next;
 };
 
 /*
@@ -379,11 +390,9 @@ has_greater_image(const IdemBatch *batch, const IdemRow *a, const IdemRow *b, bo
 
 /* Of two rows of one key, does the new one stay? */
 static bool
-new_row_wins(IdemBatch *batch)
+new_row_wins(IdemBatch *batch, const IdemRow *old, const IdemRow *new)
 {
 	const IdemMergeInfo *info = batch->info;
-	IdemRow    *old = batch->old_row;
-	IdemRow    *new = batch->new_row;
 	bool		any = info->on_duplicate == IDEM_DUPLICATE_ANY;
 
 	if (info->on_duplicate != IDEM_DUPLICATE_ERROR)
@@ -444,16 +453,88 @@ grow(IdemBatch *batch)
 	return true;
 }
 
+static void
+sort_row(IdemBatch *batch, const IdemRow *row)
+{
+	TupleTableSlot *slot = batch->sort_slot;
+
+	ExecClearTuple(slot);
+	memcpy(slot->tts_values, row->values, sizeof(Datum) * batch->info->ncolumns);
+	memcpy(slot->tts_isnull, row->nulls, sizeof(bool) * batch->info->ncolumns);
+	ExecStoreVirtualTuple(slot);
+	tuplesort_puttupleslot(batch->sort, slot);
+}
+
+/*
+ * The rows do not fit: sort them from now on, those of the table of keys and
+ * those that wait first.
+ */
+static void
+begin_sort(IdemBatch *batch)
+{
+	const IdemMergeInfo *info = batch->info;
+	MemoryContext old_context = MemoryContextSwitchTo(batch->context);
+	AttrNumber	attnums[INDEX_MAX_KEYS];
+	Oid			operators[INDEX_MAX_KEYS];
+	Oid			collations[INDEX_MAX_KEYS];
+	bool		nulls_first[INDEX_MAX_KEYS];
+	Size		limit = get_hash_memory_limit();
+
+	/* The fingerprint needs a share of what is much. */
+	limit = Min(limit, limit / 2 + SORT_MEMORY);
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		attnums[i] = info->keys[i].column + 1;
+		operators[i] = info->keys[i].sort_operator;
+		collations[i] = info->keys[i].collation;
+		nulls_first[i] = info->keys[i].nulls_first;
+	}
+	batch->sort = tuplesort_begin_heap(batch->copied, info->nkeys, attnums, operators, collations,
+									   nulls_first, limit / 1024, NULL, TUPLESORT_NONE);
+	batch->sort_slot = ExecAllocTableSlot(&batch->estate->es_tupleTable, batch->copied,
+										  &TTSOpsVirtual);
+	MemoryContextSwitchTo(old_context);
+	for (uint64 i = 0; i < batch->nslots; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (batch->slots[i].ref == 0)
+			continue;
+		idem_batch_load(batch, batch->slots[i].ref, batch->old_row);
+		sort_row(batch, batch->old_row);
+	}
+	for (int i = 0; i < batch->npending; i++)
+	{
+		idem_batch_load(batch, batch->pending[i].ref, batch->old_row);
+		sort_row(batch, batch->old_row);
+	}
+	batch->npending = 0;
+	pfree(batch->slots);
+	batch->slots = NULL;
+	ExecClearTuple(batch->old_row->slot);
+	ExecClearTuple(batch->new_row->slot);
+	for (uint64 i = 0; i < batch->nchunks; i++)
+		pfree(batch->chunks[i]);
+	batch->nchunks = 0;
+}
+
 /* Put the rows that wait into the table of keys. */
 static void
 flush_pending(IdemBatch *batch)
 {
-	for (int i = 0; i < batch->npending && batch->refusal == NULL; i++)
+	for (int i = 0; i < batch->npending; i++)
 	{
 		IdemBatchEntry entry = batch->pending[i];
 		IdemBatchEntry *slot;
 		bool		loaded = false;
 
+		if (batch->nused >= batch->nslots / 4 * 3 && !grow(batch))
+		{
+			batch->npending -= i;
+			memmove(batch->pending, batch->pending + i,
+					sizeof(IdemBatchEntry) * batch->npending);
+			begin_sort(batch);
+			return;
+		}
 		for (slot = slot_of(batch, entry.hash); slot->ref != 0; slot = slot_after(batch, slot))
 		{
 			if (slot->hash != entry.hash)
@@ -465,19 +546,67 @@ flush_pending(IdemBatch *batch)
 			if (same_key(batch, batch->old_row, batch->new_row))
 				break;
 		}
-		if (slot->ref != 0)
+		if (slot->ref == 0)
 		{
-			batch->counts.duplicate++;
-			if (new_row_wins(batch))
-				slot->ref = entry.ref;
+			*slot = entry;
+			batch->nused++;
 			continue;
 		}
-		*slot = entry;
-		batch->nused++;
-		if (batch->nused >= batch->nslots / 4 * 3 && !grow(batch))
-			batch->refusal = "the batch does not fit work_mem times hash_mem_multiplier";
+		batch->counts.duplicate++;
+		if (new_row_wins(batch, batch->old_row, batch->new_row))
+			slot->ref = entry.ref;
 	}
 	batch->npending = 0;
+}
+
+/*
+ * Fetch the next of the sorted rows into the place of the one after the row at
+ * hand.
+ */
+static void
+fetch_sorted(IdemBatch *batch)
+{
+	IdemRow    *next = batch->sorted[1];
+
+	batch->has_next = tuplesort_gettupleslot(batch->sort, true, true, next->slot, NULL);
+	if (!batch->has_next)
+		return;
+	slot_getallattrs(next->slot);
+	memcpy(next->values, next->slot->tts_values, sizeof(Datum) * batch->info->ncolumns);
+	memcpy(next->nulls, next->slot->tts_isnull, sizeof(bool) * batch->info->ncolumns);
+}
+
+static void
+swap_sorted(IdemBatch *batch)
+{
+	IdemRow    *next = batch->sorted[1];
+
+	batch->sorted[1] = batch->sorted[0];
+	batch->sorted[0] = next;
+}
+
+/*
+ * The next row in the order of the key, one for each key, of a batch that is
+ * sorted; NULL after the last one, or if the batch is refused.
+ */
+IdemRow *
+idem_batch_next_sorted(IdemBatch *batch)
+{
+	if (!batch->has_next)
+		return NULL;
+	swap_sorted(batch);
+	fetch_sorted(batch);
+	while (batch->has_next && same_key(batch, batch->sorted[0], batch->sorted[1]))
+	{
+		CHECK_FOR_INTERRUPTS();
+		batch->counts.duplicate++;
+		if (new_row_wins(batch, batch->sorted[0], batch->sorted[1]))
+			swap_sorted(batch);
+		if (batch->refusal)
+			return NULL;
+		fetch_sorted(batch);
+	}
+	return batch->sorted[0];
 }
 
 /* Is the row's key above the bound? */
@@ -537,6 +666,11 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 			batch->refusal = "a version is NaN or infinity";
 		if (batch->bound && batch->above_bound)
 			batch->above_bound = is_above_bound(batch, row);
+	}
+	if (batch->refusal == NULL && batch->sort)
+		sort_row(batch, row);
+	else if (batch->refusal == NULL)
+	{
 		entry = &batch->pending[batch->npending++];
 		entry->hash = row_hash(batch, row);
 		if (batch->staging)
@@ -551,10 +685,11 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 			entry->ref = copy_row(batch, row);
 			if (batch->copied_size + batch->nslots * sizeof(IdemBatchEntry) >
 				get_hash_memory_limit())
-				batch->refusal = "the batch does not fit work_mem times hash_mem_multiplier";
+				begin_sort(batch);
 		}
 		/* The table is larger than a cache: let memory come while we go on. */
-		idem_batch_prefetch(batch, entry->hash);
+		if (batch->sort == NULL)
+			idem_batch_prefetch(batch, entry->hash);
 		if (batch->npending == MAX_PENDING)
 			flush_pending(batch);
 	}
@@ -674,6 +809,23 @@ idem_batch_read(IdemBatch *batch, IdemSource *source)
 	idem_source_read(source, columns, batch->staging != NULL, &receiver.pub);
 	if (batch->refusal == NULL)
 		flush_pending(batch);
+	if (batch->refusal || batch->sort == NULL)
+		return;
+	tuplesort_performsort(batch->sort);
+	for (int i = 0; i < 2; i++)
+	{
+		batch->sorted[i] = idem_batch_make_row(batch);
+		batch->sorted[i]->slot = ExecAllocTableSlot(&batch->estate->es_tupleTable, batch->copied,
+													&TTSOpsMinimalTuple);
+	}
+	fetch_sorted(batch);
+}
+
+/* Are the rows sorted, since they do not fit memory? */
+bool
+idem_batch_is_sorted(const IdemBatch *batch)
+{
+	return batch->sort != NULL;
 }
 
 /* Let go of relations and buffers; the memory goes with its context. */
@@ -681,6 +833,8 @@ void
 idem_batch_free(IdemBatch *batch)
 {
 	ExecResetTupleTable(batch->estate->es_tupleTable, false);
+	if (batch->sort)
+		tuplesort_end(batch->sort);
 	if (batch->staging)
 		table_close(batch->staging, NoLock);
 	FreeExecutorState(batch->estate);
@@ -713,11 +867,11 @@ idem_batch_fingerprint(IdemBatch *batch)
 	return idem_rowhash_finish(batch->fingerprint);
 }
 
-/* How many keys the batch has. */
+/* About how many keys the batch has: not fewer. */
 uint64
 idem_batch_size(const IdemBatch *batch)
 {
-	return batch->nused;
+	return batch->counts.staged - batch->counts.duplicate;
 }
 
 /* Let the entry of a hash come to the cache. */

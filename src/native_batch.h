@@ -48,6 +48,9 @@ extern IdemCounts *idem_batch_counts(IdemBatch *batch);
 extern char *idem_batch_fingerprint(IdemBatch *batch);
 extern uint64 idem_batch_size(const IdemBatch *batch);
 
+extern bool idem_batch_is_sorted(const IdemBatch *batch);
+extern IdemRow *idem_batch_next_sorted(IdemBatch *batch);
+
 extern IdemRow *idem_batch_make_row(IdemBatch *batch);
 extern void idem_batch_load(IdemBatch *batch, IdemRowRef ref, IdemRow *row);
 
