@@ -872,7 +872,7 @@ attempt(void *arg)
 	run->snapshot = GetActiveSnapshot();
 	run->target = table_open(run->info->target, NoLock);
 	run->comparer = idem_rowcmp_begin(run->info);
-	run->batch = idem_batch_begin(run->source, run->info, run->comparer);
+	run->batch = idem_batch_begin(run->info, run->comparer);
 	prepare(run);
 	find_largest_key(run);
 	idem_batch_read(run->batch, run->source);

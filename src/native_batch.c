@@ -4,9 +4,8 @@
  *	  The staged rows of a batch, one for each key, in memory.
  *
  * A table of keys has 16 bytes for each: a hash, and a reference to the row.
- * The row itself stays where it is, if staging is a table that can be asked
- * again by ctid under the same snapshot and that fits the buffers; otherwise it
- * is copied. Rows of one key are compared, and one of them remains, as soon as
+ * The row itself stays where it is, if staging is a table that fits the buffers
+ * and can be asked again under the same snapshot; otherwise it is copied. Rows of one key are compared, and one of them remains, as soon as
  * the second one comes.
  *
  * What does not fit work_mem x hash_mem_multiplier is sorted by key instead, all
@@ -36,12 +35,13 @@
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
 #include "utils/sortsupport.h"
 #include "utils/tuplesort.h"
 
 #include "compat.h"
 #include "native_batch.h"
-#include "security.h"
 
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
@@ -81,9 +81,9 @@ struct IdemBatch
 	IdemRow    *incoming;		/* the row that is being read */
 
 	/* rows */
-	Relation	staging;		/* rows are loaded from there, or NULL */
+	Relation	staging;		/* if it is scanned without the executor */
+	bool		by_tid;			/* rows are loaded from there again */
 	Buffer	   *buffers;		/* where its blocks were seen last */
-	BlockNumber nblocks;
 	TupleDesc	copied;			/* of rows that are copied */
 	char	  **chunks;
 	uint64		nchunks;
@@ -136,26 +136,23 @@ cast_expression(const IdemColumn *column)
 }
 
 /*
- * Can rows be loaded from the relation by ctid, as they were read? Not from
- * what has parts, computes columns as it is read, or would be read from disk
- * for each row.
+ * Can the relation be scanned without the executor? Not what has parts, is
+ * computed as it is read, or may be seen in part only.
  */
 static bool
-can_load_by_ctid(Relation staging, bool volatile_casts)
+can_scan(Relation staging)
 {
 	TupleDesc	tupdesc = RelationGetDescr(staging);
 	char		kind = staging->rd_rel->relkind;
 
 	if ((kind != RELKIND_RELATION && kind != RELKIND_MATVIEW) ||
-		staging->rd_rel->relam != HEAP_TABLE_AM_OID ||
-		staging->rd_rel->relhassubclass || volatile_casts ||
-		!idem_security_may(RelationGetRelid(staging), InvalidAttrNumber, ACL_SELECT))
-		return false;			/* ctid wants the right to all columns */
+		staging->rd_rel->relam != HEAP_TABLE_AM_OID || staging->rd_rel->relhassubclass ||
+		check_enable_rls(RelationGetRelid(staging), InvalidOid, true) == RLS_ENABLED)
+		return false;
 	for (int i = 0; i < tupdesc->natts; i++)
 		if (attribute_is_virtual_compat(TupleDescAttr(tupdesc, i)))
 			return false;
-	return RelationGetNumberOfBlocks(staging) <=
-		(RelationUsesLocalBuffers(staging) ? num_temp_buffers : NBuffers) / 2;
+	return true;
 }
 
 /* Make room for a row at hand. It lives as long as the batch. */
@@ -168,7 +165,7 @@ idem_batch_make_row(IdemBatch *batch)
 
 	row->values = palloc0(sizeof(Datum) * ncolumns);
 	row->nulls = palloc0(sizeof(bool) * ncolumns);
-	row->slot = batch->staging ?
+	row->slot = batch->by_tid ?
 		table_slot_create(batch->staging, &batch->estate->es_tupleTable) :
 		ExecAllocTableSlot(&batch->estate->es_tupleTable, batch->copied, &TTSOpsMinimalTuple);
 	row->econtext = CreateExprContext(batch->estate);
@@ -234,7 +231,7 @@ idem_batch_prefetch_row(const IdemBatch *batch, IdemRowRef ref, bool lead)
 #ifdef __GNUC__
 	const char *data;
 
-	if (batch->staging)
+	if (batch->by_tid)
 	{
 		Buffer		buffer = batch->buffers[ref >> 16];
 		const char *page;
@@ -268,7 +265,7 @@ idem_batch_load(IdemBatch *batch, IdemRowRef ref, IdemRow *row)
 {
 	const IdemMergeInfo *info = batch->info;
 
-	if (batch->staging)
+	if (batch->by_tid)
 	{
 		load_tuple(batch, ref, row);
 		slot_getallattrs(row->slot);
@@ -639,62 +636,104 @@ has_null_key(const IdemBatch *batch, const bool *nulls)
 	return false;
 }
 
-/* Take a row as it was staged; with the ctid after its columns if rows are loaded. */
-static bool
-receive_row(TupleTableSlot *slot, DestReceiver *self)
+/* Let a row wait for its place in the table of keys. */
+static void
+add_pending(IdemBatch *batch, const IdemRow *row, ItemPointer tid)
 {
-	IdemBatch  *batch = ((BatchReceiver *) self)->batch;
+	IdemBatchEntry *entry = &batch->pending[batch->npending++];
+
+	entry->hash = row_hash(batch, row);
+	if (batch->by_tid)
+		entry->ref = ((uint64) ItemPointerGetBlockNumber(tid) << 16) |
+			ItemPointerGetOffsetNumber(tid);
+	else
+	{
+		entry->ref = copy_row(batch, row);
+		if (batch->copied_size + batch->nslots * sizeof(IdemBatchEntry) >
+			get_hash_memory_limit())
+		{
+			begin_sort(batch);
+			return;
+		}
+	}
+	/* The table is larger than a cache: let memory come while we go on. */
+	idem_batch_prefetch(batch, entry->hash);
+	if (batch->npending == MAX_PENDING)
+		flush_pending(batch);
+}
+
+/*
+ * Take a row, whose values are in batch->incoming as they were staged, and which
+ * may be loaded again by tid. False if the batch is refused.
+ */
+static bool
+take_row(IdemBatch *batch, ItemPointer tid)
+{
 	IdemRow    *row = batch->incoming;
-	int			ncolumns = batch->info->ncolumns;
 	MemoryContext old_context = MemoryContextSwitchTo(batch->row_context);
-	IdemBatchEntry *entry;
 
 	MemoryContextReset(batch->row_context);
-	slot_getallattrs(slot);
 	batch->counts.staged++;
-	idem_rowhash_add(batch->fingerprint, slot->tts_values, slot->tts_isnull);
-	memcpy(row->values, slot->tts_values, sizeof(Datum) * ncolumns);
-	memcpy(row->nulls, slot->tts_isnull, sizeof(bool) * ncolumns);
+	idem_rowhash_add(batch->fingerprint, row->values, row->nulls);
 	if (!has_null_key(batch, row->nulls))
 		convert(batch, row);
 	if (has_null_key(batch, row->nulls))
 		batch->refusal = "a key is null";
+	else if (idem_rowcmp_is_endless(batch->comparer, row->values, row->nulls))
+		batch->refusal = "a version is NaN or infinity";
 	else
 	{
-		if (batch->comparer->info->nversions > 0 &&
-			idem_rowcmp_is_endless(batch->comparer, row->values, row->nulls))
-			batch->refusal = "a version is NaN or infinity";
 		if (batch->bound && batch->above_bound)
 			batch->above_bound = is_above_bound(batch, row);
-	}
-	if (batch->refusal == NULL && batch->sort)
-		sort_row(batch, row);
-	else if (batch->refusal == NULL)
-	{
-		entry = &batch->pending[batch->npending++];
-		entry->hash = row_hash(batch, row);
-		if (batch->staging)
-		{
-			ItemPointer tid = (ItemPointer) DatumGetPointer(slot->tts_values[ncolumns]);
-
-			entry->ref = ((uint64) ItemPointerGetBlockNumber(tid) << 16) |
-				ItemPointerGetOffsetNumber(tid);
-		}
+		if (batch->sort)
+			sort_row(batch, row);
 		else
-		{
-			entry->ref = copy_row(batch, row);
-			if (batch->copied_size + batch->nslots * sizeof(IdemBatchEntry) >
-				get_hash_memory_limit())
-				begin_sort(batch);
-		}
-		/* The table is larger than a cache: let memory come while we go on. */
-		if (batch->sort == NULL)
-			idem_batch_prefetch(batch, entry->hash);
-		if (batch->npending == MAX_PENDING)
-			flush_pending(batch);
+			add_pending(batch, row, tid);
 	}
 	MemoryContextSwitchTo(old_context);
-	return batch->refusal == NULL;	/* else the query ends here */
+	return batch->refusal == NULL;
+}
+
+/* Take a row from the executor. */
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	IdemBatch  *batch = ((BatchReceiver *) self)->batch;
+
+	slot_getallattrs(slot);
+	memcpy(batch->incoming->values, slot->tts_values, sizeof(Datum) * batch->info->ncolumns);
+	memcpy(batch->incoming->nulls, slot->tts_isnull, sizeof(bool) * batch->info->ncolumns);
+	return take_row(batch, NULL);
+}
+
+/* Take the rows of a table without the executor. */
+static void
+scan_staging(IdemBatch *batch)
+{
+	const IdemMergeInfo *info = batch->info;
+	IdemRow    *row = batch->incoming;
+	TupleTableSlot *slot = table_slot_create(batch->staging, &batch->estate->es_tupleTable);
+	TableScanDesc scan = table_beginscan(batch->staging, GetActiveSnapshot(), 0, NULL);
+	AttrNumber	last = 0;
+	bool		more = true;
+
+	for (int i = 0; i < info->ncolumns; i++)
+		last = Max(last, info->columns[i].staged_attnum);
+	while (more && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		slot_getsomeattrs(slot, last);
+		for (int i = 0; i < info->ncolumns; i++)
+		{
+			row->values[i] = slot->tts_values[info->columns[i].staged_attnum - 1];
+			row->nulls[i] = slot->tts_isnull[info->columns[i].staged_attnum - 1];
+		}
+		if (batch->by_tid)
+			batch->buffers[ItemPointerGetBlockNumber(&slot->tts_tid)] =
+				((BufferHeapTupleTableSlot *) slot)->buffer;
+		more = take_row(batch, &slot->tts_tid);
+	}
+	table_endscan(scan);
 }
 
 static void
@@ -712,7 +751,7 @@ ignore(DestReceiver *self)
  * current memory context; idem_batch_free() ends what it holds.
  */
 IdemBatch *
-idem_batch_begin(const IdemSource *source, const IdemMergeInfo *info, IdemComparer *comparer)
+idem_batch_begin(const IdemMergeInfo *info, IdemComparer *comparer)
 {
 	IdemBatch  *batch = palloc0(sizeof(IdemBatch));
 	Relation	staging = table_open(info->staging, NoLock);
@@ -746,13 +785,18 @@ idem_batch_begin(const IdemSource *source, const IdemMergeInfo *info, IdemCompar
 	}
 	tupdesc_finalize_compat(batch->copied);
 	batch->fingerprint = idem_rowhash_begin(info->ncolumns, names, types, covered);
-	if (!source->materialize && can_load_by_ctid(staging, volatile_casts))
+	if (can_scan(staging))
 	{
+		BlockNumber blocks = RelationGetNumberOfBlocks(staging);
+
 		batch->staging = staging;
-		batch->nblocks = RelationGetNumberOfBlocks(staging);
-		batch->buffers = MemoryContextAllocExtended(batch->context,
-													sizeof(Buffer) * Max(batch->nblocks, 1),
-													MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+		/* To come again for each row must not mean to read it from disk. */
+		batch->by_tid = !volatile_casts &&
+			blocks <= (RelationUsesLocalBuffers(staging) ? num_temp_buffers : NBuffers) / 2;
+		if (batch->by_tid)
+			batch->buffers = MemoryContextAllocExtended(batch->context,
+														sizeof(Buffer) * Max(blocks, 1),
+														MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	}
 	else
 		table_close(staging, NoLock);
@@ -806,7 +850,10 @@ idem_batch_read(IdemBatch *batch, IdemSource *source)
 	for (int i = 0; i < batch->info->ncolumns; i++)
 		columns = lappend(columns, batch->info->columns[i].name);
 	receiver.batch = batch;
-	idem_source_read(source, columns, batch->staging != NULL, &receiver.pub);
+	if (batch->staging)
+		scan_staging(batch);
+	else
+		idem_source_read(source, columns, &receiver.pub);
 	if (batch->refusal == NULL)
 		flush_pending(batch);
 	if (batch->refusal || batch->sort == NULL)

@@ -37,8 +37,7 @@ typedef struct IdemBatchEntry
 	IdemRowRef	ref;			/* 0: free */
 } IdemBatchEntry;
 
-extern IdemBatch *idem_batch_begin(const IdemSource *source, const IdemMergeInfo *info,
-								   IdemComparer *comparer);
+extern IdemBatch *idem_batch_begin(const IdemMergeInfo *info, IdemComparer *comparer);
 extern void idem_batch_set_bound(IdemBatch *batch, const Datum *keys, const bool *nulls);
 extern void idem_batch_read(IdemBatch *batch, IdemSource *source);
 extern void idem_batch_free(IdemBatch *batch);

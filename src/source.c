@@ -50,22 +50,22 @@ idem_source_materialize(IdemSource *source)
 
 	if (!source->materialize || source->materialized)
 		return;
-	store = idem_spi_fill_tuplestore(idem_sqlgen_read(source->name, source->columns, false),
+	store = idem_spi_fill_tuplestore(idem_sqlgen_read(source->name, source->columns),
 									 source->staging, source->read_only, &tupdesc);
 	idem_spi_register(IDEM_MATERIALIZED_NAME, store, tupdesc);
 	source->materialized = true;
 }
 
 /*
- * Hand the rows, as they are staged, to dest: the given columns in this order,
- * and if wanted where each is stored. They are read under the active snapshot.
+ * Hand the rows, as they are staged, to dest: the given columns in this order.
+ * They are read under the active snapshot.
  */
 void
-idem_source_read(IdemSource *source, List *columns, bool with_ctid, DestReceiver *dest)
+idem_source_read(IdemSource *source, List *columns, DestReceiver *dest)
 {
 	const char *name = source->materialize ? IDEM_MATERIALIZED_NAME : source->name;
 
 	idem_source_materialize(source);
-	idem_spi_read(idem_sqlgen_read(name, columns, with_ctid),
+	idem_spi_read(idem_sqlgen_read(name, columns),
 				  source->materialize ? InvalidOid : source->staging, dest);
 }

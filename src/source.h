@@ -32,7 +32,6 @@ typedef struct IdemSource
 extern void idem_source_begin(IdemSource *source, const IdemLedger *ledger, Oid staging,
 							  bool read_only);
 extern void idem_source_materialize(IdemSource *source);
-extern void idem_source_read(IdemSource *source, List *columns, bool with_ctid,
-							 DestReceiver *dest);
+extern void idem_source_read(IdemSource *source, List *columns, DestReceiver *dest);
 
 #endif							/* IDEM_SOURCE_H */

@@ -712,12 +712,11 @@ idem_sqlgen_scan(const char *relation, List *columns, const char *schema)
 					list, relation, schema, wide ? "ROW(" : "", list, wide ? ")" : "");
 }
 
-/* The query that reads some columns of a relation, and where rows are stored. */
+/* The query that reads some columns of a relation. */
 char *
-idem_sqlgen_read(const char *relation, List *columns, bool with_ctid)
+idem_sqlgen_read(const char *relation, List *columns)
 {
-	return psprintf("SELECT %s%s FROM %s AS s", select_list("s", columns),
-					with_ctid ? ", s.ctid" : "", relation);
+	return psprintf("SELECT %s FROM %s AS s", select_list("s", columns), relation);
 }
 
 /* The statement that gives the target the columns that only staging has. */

@@ -23,7 +23,7 @@ extern char *idem_sqlgen_apply(const IdemMergeInfo *info, const char *schema, bo
 extern char *idem_sqlgen_classify(const IdemMergeInfo *info, const char *schema,
 								  bool materialized);
 extern char *idem_sqlgen_scan(const char *relation, List *columns, const char *schema);
-extern char *idem_sqlgen_read(const char *relation, List *columns, bool with_ctid);
+extern char *idem_sqlgen_read(const char *relation, List *columns);
 extern char *idem_sqlgen_add_columns(const IdemMergeInfo *info);
 
 #endif							/* IDEM_SQLGEN_H */
