@@ -14,6 +14,7 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_namespace.h"
 #include "executor/executor.h"
+#include "executor/nodeModifyTable.h"
 #include "nodes/parsenodes.h"
 #if PG_VERSION_NUM >= 160000
 #include "parser/parse_relation.h"
@@ -122,6 +123,18 @@ index_beginscan_compat(Relation table, Relation index, Snapshot snapshot, int nk
 	return index_beginscan(table, index, snapshot, NULL, nkeys, 0);
 #else
 	return index_beginscan(table, index, snapshot, nkeys, 0);
+#endif
+}
+
+/*
+ * Until 16, whoever asks first decides whether all generated columns are
+ * computed or only those that an UPDATE changes: let it be all.
+ */
+static inline void
+init_stored_generated_compat(ResultRelInfo *relinfo, EState *estate)
+{
+#if PG_VERSION_NUM < 160000
+	ExecInitStoredGenerated(relinfo, estate, CMD_INSERT);
 #endif
 }
 

@@ -9,8 +9,9 @@
  * of somebody else: contention is what the functions return, and the caller
  * undoes the attempt.
  *
- * New rows are buffered, unless a second unique index makes it visible in which
- * order rows are written.
+ * New rows are buffered. Where it can be seen in which order rows are written,
+ * that is the order of the key, as in the other engine; elsewhere new rows may
+ * be written later than updates of greater keys.
  *
  *-------------------------------------------------------------------------
  */
@@ -53,7 +54,7 @@ struct IdemWriter
 	TupleTableSlot *old_slot;
 	TupleTableSlot *new_slot;
 	BulkInsertState bulk;
-	int			max_buffered;
+	bool		in_order;		/* somebody can tell in which order we write */
 	int			nbuffered;
 	int			nslots;			/* made so far */
 	Size		buffered_bytes;
@@ -83,10 +84,15 @@ prepare_defaults(IdemWriter *writer)
 	}
 }
 
-/* Is there a unique index beside that of the key? */
+/*
+ * Can somebody tell in which order rows are written? A second unique index can,
+ * since one row may take what another one gives up, and triggers can.
+ */
 static bool
-has_other_unique_index(const IdemWriter *writer)
+shows_order(const IdemWriter *writer)
 {
+	const TriggerDesc *triggers = writer->target->trigdesc;
+
 	for (int i = 0; i < writer->relinfo->ri_NumIndices; i++)
 	{
 		Relation	index = writer->relinfo->ri_IndexRelationDescs[i];
@@ -94,7 +100,7 @@ has_other_unique_index(const IdemWriter *writer)
 		if (index->rd_index->indisunique && RelationGetRelid(index) != writer->info->index)
 			return true;
 	}
-	return false;
+	return triggers && (triggers->trig_insert_after_row || triggers->trig_update_after_row);
 }
 
 /*
@@ -132,10 +138,11 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot)
 		check_valid_result_rel_compat(writer->relinfo, CMD_INSERT);
 	if (writer->updates)
 		check_valid_result_rel_compat(writer->relinfo, CMD_UPDATE);
+	init_stored_generated_compat(writer->relinfo, writer->estate);
 	ExecOpenIndices(writer->relinfo, false);
 	writer->cid = GetCurrentCommandId(true);
 	writer->estate->es_output_cid = writer->cid;
-	writer->max_buffered = has_other_unique_index(writer) ? 1 : MAX_BUFFERED_ROWS;
+	writer->in_order = shows_order(writer);
 	writer->bulk = GetBulkInsertState();
 	writer->old_slot = table_slot_create(target, NULL);
 	writer->new_slot = table_slot_create(target, NULL);
@@ -169,10 +176,7 @@ complete_row(IdemWriter *writer, TupleTableSlot *slot)
 	ExecStoreVirtualTuple(slot);
 	slot->tts_tableOid = RelationGetRelid(writer->target);
 
-	/*
-	 * All of them, also in an update: PostgreSQL 15 prepares for one kind of
-	 * operation, and here both come by turns.
-	 */
+	/* Also in an update all of them. */
 	if (constr && constr->has_generated_stored)
 		ExecComputeStoredGenerated(writer->relinfo, writer->estate, slot, CMD_INSERT);
 	if (constr)
@@ -267,7 +271,7 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 	MemoryContextSwitchTo(old_context);
 	writer->nbuffered++;
 	writer->buffered_bytes += ((HeapTuple) ExecFetchSlotHeapTuple(slot, false, NULL))->t_len;
-	if (writer->nbuffered >= writer->max_buffered ||
+	if (writer->nbuffered >= MAX_BUFFERED_ROWS ||
 		writer->buffered_bytes >= MAX_BUFFERED_BYTES)
 		return idem_writer_flush(writer);
 	return true;
@@ -289,6 +293,8 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	HeapTupleHeader old;
 
 	CHECK_FOR_INTERRUPTS();
+	if (writer->in_order && !idem_writer_flush(writer))
+		return false;
 	if (!table_tuple_fetch_row_version(writer->target, tid, SnapshotAny, writer->old_slot))
 		return false;
 	slot_getallattrs(writer->old_slot);
