@@ -204,6 +204,23 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 	return true;
 }
 
+/*
+ * Lock the row of a batch without waiting. False if somebody else has it; true
+ * too if there is none. Whoever has the batch lock meets nobody here but those
+ * who take no batch lock, such as idem_forget() without a batch id.
+ */
+bool
+idem_ledger_try_lock(const IdemLedger *ledger, const IdemBatchKey *key)
+{
+	IdemSpiArgs args = {0};
+	char	   *sql = psprintf("SELECT FROM %s.idem_ledger" WHERE_KEY, ledger->schema);
+
+	key_arguments(&args, key);
+	/* NOWAIT would be an error that does not name the batch. */
+	return run_once(ledger, psprintf("%s FOR UPDATE SKIP LOCKED", sql), &args) > 0 ||
+		run_once(ledger, sql, &args) == 0;
+}
+
 /* $5 and on: what both idem_ledger_insert() and idem_ledger_revise() set. */
 static void
 batch_arguments(IdemSpiArgs *args, const int32 *turn_class, const char *options,
@@ -333,6 +350,40 @@ idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_cl
 	return overtaken;
 }
 
+/* $1 to $5 of the statements of idem_forget(). */
+static void
+forget_arguments(IdemSpiArgs *args, const IdemBatchKey *key, const TimestampTz *applied_since)
+{
+	key_arguments(args, key);
+	idem_spi_arg(args, TIMESTAMPTZOID,
+				 applied_since ? TimestampTzGetDatum(*applied_since) : (Datum) 0,
+				 applied_since == NULL);
+}
+
+#define WHERE_FORGOTTEN " WHERE target = $1 AND ($2 IS NULL OR pipeline = $2)" \
+	" AND ($3 IS NULL OR batch_id = $3) AND claimed_by = $4" \
+	" AND ($5 IS NULL OR applied_at >= $5)"
+
+/*
+ * The pipelines, in order, of the batches that idem_ledger_forget() would
+ * remove; palloc'd in the current memory context.
+ */
+List *
+idem_ledger_pipelines(const IdemLedger *ledger, const IdemBatchKey *key,
+					  const TimestampTz *applied_since)
+{
+	IdemSpiArgs args = {0};
+	List	   *pipelines = NIL;
+	uint64		count;
+
+	forget_arguments(&args, key, applied_since);
+	count = run_once(ledger, psprintf("SELECT DISTINCT pipeline FROM %s.idem_ledger" WHERE_FORGOTTEN
+									  " ORDER BY pipeline", ledger->schema), &args);
+	for (uint64 i = 0; i < count; i++)
+		pipelines = lappend(pipelines, idem_spi_text(i, 1, CurrentMemoryContext));
+	return pipelines;
+}
+
 /*
  * Remove batches of one target, or of one role's claims without a target, from
  * the ledger, and keep what they were in idem_audit. NULL for pipeline, batch_id
@@ -343,26 +394,21 @@ idem_ledger_forget(const IdemLedger *ledger, const IdemBatchKey *key,
 				   const TimestampTz *applied_since, const char *reason, bool dry_run)
 {
 	IdemSpiArgs args = {0};
-	const char *condition = " WHERE target = $1 AND ($2 IS NULL OR pipeline = $2)"
-	" AND ($3 IS NULL OR batch_id = $3) AND claimed_by = $4"
-	" AND ($5 IS NULL OR applied_at >= $5)";
 	bool		isnull;
 
-	key_arguments(&args, key);
-	idem_spi_arg(&args, TIMESTAMPTZOID,
-				 applied_since ? TimestampTzGetDatum(*applied_since) : (Datum) 0,
-				 applied_since == NULL);
+	forget_arguments(&args, key, applied_since);
 	if (dry_run)
 	{
-		(void) run_once(ledger, psprintf("SELECT count(*) FROM %s.idem_ledger%s",
-										 ledger->schema, condition), &args);
+		(void) run_once(ledger, psprintf("SELECT count(*) FROM %s.idem_ledger" WHERE_FORGOTTEN,
+										 ledger->schema), &args);
 		return DatumGetInt64(idem_spi_value(0, 1, CurrentMemoryContext, &isnull));
 	}
 	idem_spi_arg_text(&args, GetUserNameFromId(GetUserId(), false));
 	idem_spi_arg_text(&args, reason);
 	return run_once(ledger,
-					psprintf("WITH gone AS (DELETE FROM %s.idem_ledger%s RETURNING *)"
+					psprintf("WITH gone AS (DELETE FROM %s.idem_ledger" WHERE_FORGOTTEN
+							 " RETURNING *)"
 							 " INSERT INTO %s.idem_audit (role, action, reason, entry)"
 							 " SELECT $6::name, 'forget', $7, to_jsonb(gone) FROM gone",
-							 ledger->schema, condition, ledger->schema), &args);
+							 ledger->schema, ledger->schema), &args);
 }

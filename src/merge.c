@@ -118,6 +118,17 @@ resolve(const IdemRequest *request)
 	return info;
 }
 
+/* 55P03: nowait is true, and there is somebody to wait for. */
+static void
+report_busy(const IdemBatchKey *key)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+			 errmsg("another transaction is working on batch \"%s\"", key->batch_id),
+			 errdetail("It has not ended yet, and \"nowait\" is true."),
+			 errhint("Try again later.")));
+}
+
 /* Look the batch up, with the options as they are now. */
 static bool
 find(Merge *merge, IdemLedgerEntry *entry)
@@ -125,6 +136,9 @@ find(Merge *merge, IdemLedgerEntry *entry)
 	bool		lock = merge->request->on_replay == IDEM_REPLAY_REAPPLY ||
 	merge->request->on_mismatch == IDEM_MISMATCH_APPLY;
 
+	if (lock && merge->request->nowait &&
+		!idem_ledger_try_lock(merge->ledger, &merge->key))
+		report_busy(&merge->key);
 	return idem_ledger_find(merge->ledger, &merge->key, merge->info->options, lock, entry);
 }
 
@@ -367,11 +381,7 @@ submit(Merge *merge)
 
 	if (!idem_turn_lock_batch(merge->key.target, merge->key.pipeline, merge->key.batch_id,
 							  merge->key.claimed_by, request->nowait, merge->ledger->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("another transaction is working on batch \"%s\"", merge->key.batch_id),
-				 errdetail("It has not ended yet, and \"nowait\" is true."),
-				 errhint("Try again later.")));
+		report_busy(&merge->key);
 	if (!find(merge, &entry))
 	{
 		take_turn(merge);

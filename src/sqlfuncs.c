@@ -24,6 +24,7 @@
 #include "relinfo.h"
 #include "security.h"
 #include "spi_util.h"
+#include "turn.h"
 
 PG_MODULE_MAGIC;
 
@@ -337,6 +338,20 @@ idem_forget(PG_FUNCTION_ARGS)
 	key.batch_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	key.pipeline = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 	idem_spi_connect();
+
+	/*
+	 * As for a merge, the batch comes before its ledger row. Not so for all
+	 * batches at once, whose locks would not find room in the lock table.
+	 */
+	if (key.batch_id && !PG_GETARG_BOOL(5))
+	{
+		ListCell   *lc;
+
+		foreach(lc, idem_ledger_pipelines(ledger, &key,
+										  PG_ARGISNULL(3) ? NULL : &applied_since))
+			(void) idem_turn_lock_batch(key.target, lfirst(lc), key.batch_id, key.claimed_by,
+										false, ledger->owner);
+	}
 	count = idem_ledger_forget(ledger, &key, PG_ARGISNULL(3) ? NULL : &applied_since,
 							   PG_ARGISNULL(4) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(4)),
 							   PG_GETARG_BOOL(5));
