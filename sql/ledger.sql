@@ -284,6 +284,11 @@ SELECT try_merge($$'full_s', 'full_t', batch_id => 'A again'$$);
 SELECT * FROM full_t ORDER BY k;
 ROLLBACK;
 SELECT replace(try_merge($$'full_s', 'full_t', on_replay => 'error'$$), :'id_of_a', '<id of A>');
+-- once the target has it again, on_replay => 'error' has nothing else to say
+BEGIN;
+SELECT try_merge($$'full_s', 'full_t', on_replay => 'reapply'$$);
+SELECT replace(try_merge($$'full_s', 'full_t', on_replay => 'error'$$), :'id_of_a', '<id of A>');
+ROLLBACK;
 -- emptied: all of it is missing
 TRUNCATE full_t;
 SELECT replace(try_merge($$'full_s', 'full_t'$$), :'id_of_a', '<id of A>');
@@ -318,6 +323,7 @@ BEGIN;
 TRUNCATE day;
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1', on_mismatch => 'skip'$$);
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1', on_replay => 'error'$$);
 ROLLBACK;
 -- the error, not caught, ends the transaction, and nothing is lost
 BEGIN;

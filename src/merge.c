@@ -6,9 +6,10 @@
  * Locks are taken in this order: target and staging; the batch; the target's
  * turn; the ledger row; rows of the target in key order. The batch comes before
  * the turn, other than for the ledger row, so that a replay does not queue
- * behind merges of other batches, and so that nowait finds out about the same
- * batch at once. Whoever has the turn never waits for the batch lock of another
- * batch, unless its transaction merges more than one.
+ * behind merges of other batches (unless its id is derived: then it has to look
+ * at the target), and so that nowait finds out about the same batch at once.
+ * Whoever has the turn never waits for the batch lock of another batch, unless
+ * its transaction merges more than one.
  *
  *-------------------------------------------------------------------------
  */
@@ -221,6 +222,26 @@ report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 			 errhint("Use another batch id or another pipeline.")));
 }
 
+/*
+ * Take the target's turn. Under a snapshot from before, what others have merged
+ * meanwhile would not be seen.
+ */
+static void
+take_turn(Merge *merge)
+{
+	const IdemMergeInfo *info = merge->info;
+
+	idem_turn_take(info->target, info->commutes, info->turn_class, merge->ledger->owner);
+	if (IsolationUsesXactSnapshot() &&
+		idem_ledger_overtaken(merge->ledger, info->target, turn_class(info)))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent merge into \"%s\"",
+						get_rel_name(info->target)),
+				 errdetail("It committed after the snapshot of this transaction was taken."),
+				 errhint("Run the transaction again.")));
+}
+
 /* Are the columns among those that staging is read by? */
 static bool
 can_scan(Merge *merge, List *columns)
@@ -273,13 +294,6 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 	}
 	if (request->on_replay == IDEM_REPLAY_REAPPLY)
 		return "reapply";
-	if (request->on_replay == IDEM_REPLAY_ERROR)
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_ALREADY_APPLIED),
-				 errmsg("batch \"%s\" was already applied", merge->key.batch_id),
-				 errdetail("It was applied at %s, and \"on_replay\" is error.",
-						   timestamptz_to_str(entry->applied_at)),
-				 errhint("Use on_replay => 'skip' to get the recorded result instead.")));
 	if (merge->derived)
 	{
 		int64		differing;
@@ -288,8 +302,10 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 		/*
 		 * The same content may have been overwritten since, by a later state:
 		 * whether it is a retry or a return to an earlier state, only the
-		 * caller knows.
+		 * caller knows. Merges that are not committed yet count, since they
+		 * may commit before us.
 		 */
+		take_turn(merge);
 		idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
 		differing = counts.inserted + counts.updated;
 		if (differing > 0)
@@ -306,28 +322,15 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 	}
 	else
 		require_batch_in_target(&merge->key, entry);
+	if (request->on_replay == IDEM_REPLAY_ERROR)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_ALREADY_APPLIED),
+				 errmsg("batch \"%s\" was already applied", merge->key.batch_id),
+				 errdetail("It was applied at %s, and \"on_replay\" is error.",
+						   timestamptz_to_str(entry->applied_at)),
+				 errhint("Use on_replay => 'skip' to get the recorded result instead.")));
 	replay(merge, entry);
 	return NULL;
-}
-
-/*
- * Take the target's turn. Under a snapshot from before, what others have merged
- * meanwhile would not be seen.
- */
-static void
-take_turn(Merge *merge)
-{
-	const IdemMergeInfo *info = merge->info;
-
-	idem_turn_take(info->target, info->commutes, info->turn_class, merge->ledger->owner);
-	if (IsolationUsesXactSnapshot() &&
-		idem_ledger_overtaken(merge->ledger, info->target, turn_class(info)))
-		ereport(ERROR,
-				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				 errmsg("could not serialize access due to a concurrent merge into \"%s\"",
-						get_rel_name(info->target)),
-				 errdetail("It committed after the snapshot of this transaction was taken."),
-				 errhint("Run the transaction again.")));
 }
 
 /* Give the target the columns that only staging has, and look at it again. */
