@@ -346,7 +346,7 @@ attempt_in_subtransaction(const IdemSource *source, const IdemMergeInfo *info, c
  * Apply the batch. A row that was matched and then deleted by somebody else,
  * before it could be locked, would be inserted with stored values of columns
  * that the batch does not set. Then the attempt is undone, and another snapshot
- * shows that the row is gone.
+ * shows that the row is gone. Above READ COMMITTED there is no other one.
  */
 void
 idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
@@ -370,7 +370,7 @@ idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 			 errmsg("could not serialize access due to concurrent delete"),
-			 errdetail("A stored row of the batch was deleted before it could be updated."),
+			 errdetail("A stored row of the batch was deleted, or its key was changed, before it could be updated."),
 			 errhint("Run the transaction again.")));
 }
 

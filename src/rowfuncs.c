@@ -29,6 +29,7 @@
 #include <math.h>
 
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "fmgr.h"
@@ -144,11 +145,12 @@ struct IdemRun
 		bool		guarded;
 		RowComparison comparison;
 		bool		returned;
+		bool		key_changed;	/* by a BEFORE trigger */
 	}			row;
 	SavedRow	proposed_key;
-	int64		changed_keys;	/* by a BEFORE trigger */
+	int64		changed_keys;
 	bool		revived;		/* a matched row was inserted: deleted
-								 * meanwhile */
+								 * meanwhile, or moved to another key */
 
 	/* idem_column_default */
 	EState	   *estate;
@@ -643,7 +645,14 @@ finish_row(IdemRun *run)
 	else if (run->row.returned)
 	{
 		run->counts.inserted++;
-		run->revived |= run->row.matched && run->info->keeps_stored;
+		run->changed_keys += run->row.key_changed;
+
+		/*
+		 * Gone since the snapshot. With nothing kept of the stored row, this
+		 * is an insert like any other, where snapshots may follow each other.
+		 */
+		run->revived |= run->row.matched && !run->row.key_changed &&
+			(run->info->keeps_stored || IsolationUsesXactSnapshot());
 	}
 	else if (run->row.guarded && run->row.comparison != ROW_CHANGED)
 		count_left_alone(run, run->row.comparison);
@@ -682,6 +691,7 @@ idem_row_propose(PG_FUNCTION_ARGS)
 	run->row.matched = PG_GETARG_BOOL(1);
 	run->row.guarded = false;
 	run->row.returned = false;
+	run->row.key_changed = false;
 	if (run->info->has_row_triggers)
 		save_proposed_key(run, fcinfo);
 	PG_RETURN_BOOL(!run->failed);
@@ -710,16 +720,12 @@ idem_row_applied(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(true);
 	}
 	run->row.returned = true;
-	if (run->info->has_row_triggers)
+	if (run->info->has_row_triggers && !run->row.guarded)
 		for (int i = 0; i < run->nkeys; i++)
-			if (!idem_rowhash_equal(run->images[run->key_columns[i]],
+			run->row.key_changed |=
+				!idem_rowhash_equal(run->images[run->key_columns[i]],
 									PG_GETARG_DATUM(i + 1), PG_ARGISNULL(i + 1),
-									run->proposed_key.values[i], run->proposed_key.nulls[i]) &&
-				!run->row.guarded)
-			{
-				run->changed_keys++;
-				break;
-			}
+									run->proposed_key.values[i], run->proposed_key.nulls[i]);
 	PG_RETURN_BOOL(true);
 }
 
@@ -833,7 +839,8 @@ report_faults(IdemRun *run)
  * After the statement: report faults, and say what became of the rows and what
  * the fingerprint is, palloc'd in the current memory context. False if the
  * statement must be run again, because a matched row was deleted before it
- * could be updated and was inserted with values of the deleted row.
+ * could be updated and was inserted: with values of the deleted row, or under
+ * a snapshot that still has it.
  */
 bool
 idem_rowfuncs_finish(IdemRun *run, IdemCounts *counts, char **fingerprint)
