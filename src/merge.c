@@ -468,6 +468,8 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 
 	idem_spi_connect();
 	merge.info = info = resolve(request);
+	idem_relcheck_snapshot(info->target);
+	idem_relcheck_snapshot(info->staging);
 	idem_relinfo_report(info);
 	idem_engine_sql_begin(&merge.source, ledger, info->staging, request->dry_run);
 	if (request->dry_run)
@@ -560,6 +562,7 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 				 errhint("A fingerprint is of the values in columns.")));
 	foreach(lc, columns)
 		idem_security_require(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT);
+	idem_relcheck_snapshot(staging);
 
 	idem_spi_connect();
 	idem_engine_sql_begin(&source, ledger, staging, true);

@@ -7,7 +7,11 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
@@ -17,8 +21,10 @@
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
@@ -42,6 +48,49 @@ idem_relcheck_lock(Oid relid, LOCKMODE mode)
 	LockRelationOid(relid, mode);
 	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
 		idem_relcheck_report_missing(relid);
+}
+
+/*
+ * Where a row of pg_class says that a relation's rows are: the latest row, or
+ * with a snapshot the one that it shows, if any.
+ */
+static Oid
+storage_of(Oid relid, Snapshot snapshot)
+{
+	Relation	catalog = table_open(RelationRelationId, AccessShareLock);
+	Oid			storage = InvalidOid;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
+	scan = systable_beginscan(catalog, ClassOidIndexId, true, snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		storage = ((Form_pg_class) GETSTRUCT(tuple))->relfilenode;
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return storage;
+}
+
+/*
+ * Refuse a relation that others have truncated, rewritten or created since the
+ * snapshot of the transaction was taken: under that snapshot it looks empty.
+ * Then the snapshot shows another storage for it than it has now, or none. The
+ * caller has locked the relation. Partitions are not looked at, since that would
+ * take locks on all of them.
+ */
+void
+idem_relcheck_snapshot(Oid relid)
+{
+	if (IsolationUsesXactSnapshot() &&
+		storage_of(relid, GetTransactionSnapshot()) != storage_of(relid, NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent change of \"%s\"",
+						get_rel_name(relid)),
+				 errdetail("It was created, truncated or rewritten after the snapshot of this transaction was taken."),
+				 errhint("Run the transaction again.")));
 }
 
 /* The qualified, quoted name of a relation that the caller has locked. */

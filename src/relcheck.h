@@ -12,6 +12,7 @@
 
 extern void idem_relcheck_report_missing(Oid relid);
 extern void idem_relcheck_lock(Oid relid, LOCKMODE mode);
+extern void idem_relcheck_snapshot(Oid relid);
 extern void idem_relcheck_staging(Oid staging);
 extern void idem_relcheck_target(Oid relid, Oid staging);
 extern char *idem_relcheck_name(Oid relid);
