@@ -132,6 +132,7 @@ WHERE CASE WHEN l.target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
            ELSE EXISTS (SELECT FROM pg_catalog.pg_class c
                         WHERE c.oid OPERATOR(pg_catalog.=) l.target::pg_catalog.oid
                           AND c.reltype OPERATOR(pg_catalog.=) l.target_type::pg_catalog.oid
+                          AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')
                           AND (pg_catalog.has_table_privilege(c.oid, 'SELECT')
                                OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT')))
       END;

@@ -189,6 +189,9 @@ GRANT SELECT ON wider TO idem_p_full, idem_p_owner;
 SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS full,
        run_as('idem_p_owner', 'SELECT summary FROM public.idem_merge(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS owner,
        run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.wider'', ''privileges.t'', on_schema_change => ''ignore'')', true) AS ignore;
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'', dry_run => true)', true) AS full_dry_run,
+       run_as('idem_p_full', 'SELECT engine FROM public.idem_explain(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS full_explain,
+       run_as('idem_p_owner', 'SELECT engine FROM public.idem_explain(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS owner_explain;
 -- staging that is a view: the rights of its owner on what is below, unless it says otherwise
 CREATE TABLE hidden AS TABLE s;
 CREATE VIEW lends AS SELECT * FROM hidden;

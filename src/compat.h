@@ -10,6 +10,7 @@
 #define IDEM_COMPAT_H
 
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "utils/acl.h"
 #include "utils/rel.h"
@@ -27,6 +28,16 @@ namespace_aclcheck_compat(Oid namespace_oid, Oid role, AclMode mode)
 	return object_aclcheck(NamespaceRelationId, namespace_oid, role, mode);
 #else
 	return pg_namespace_aclcheck(namespace_oid, role, mode);
+#endif
+}
+
+static inline bool
+class_ownercheck_compat(Oid relid, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(RelationRelationId, relid, role);
+#else
+	return pg_class_ownercheck(relid, role);
 #endif
 }
 

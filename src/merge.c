@@ -110,7 +110,10 @@ resolve(const IdemRequest *request)
 	/* A weaker lock first, and the stronger one later, would be a deadlock. */
 	if (request->on_schema_change == IDEM_SCHEMA_ADD_COLUMNS && !request->dry_run &&
 		idem_relinfo_differs(request))
+	{
+		idem_security_require_owner(request->target);
 		idem_relcheck_lock(request->target, AccessExclusiveLock);
+	}
 	idem_relcheck_lock(request->target,
 					   request->dry_run ? AccessShareLock : RowExclusiveLock);
 	idem_relcheck_lock(request->staging, AccessShareLock);

@@ -615,7 +615,10 @@ idem_relinfo_require_privileges(const IdemMergeInfo *info)
 
 		idem_security_require(info->staging, column->staged_attnum, ACL_SELECT);
 		if (column->target_attnum == 0)
-			continue;			/* ALTER TABLE asks for ownership */
+		{
+			idem_security_require_owner(info->target);
+			continue;
+		}
 		if (mode != IDEM_MODE_UPDATE)
 			idem_security_require(info->target, column->target_attnum, ACL_INSERT);
 		if (column->is_set)

@@ -111,6 +111,16 @@ idem_security_require(Oid relid, AttrNumber attnum, AclMode mode)
 					   get_rel_name(relid));
 }
 
+/* Require what ALTER TABLE requires. */
+void
+idem_security_require_owner(Oid relid)
+{
+	if (!class_ownercheck_compat(relid, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER,
+					   get_relkind_objtype(get_rel_relkind(relid)),
+					   get_rel_name(relid));
+}
+
 /*
  * Require the right to write the table: what idem_claim() and idem_forget()
  * ask of those who speak about a table's batches.
