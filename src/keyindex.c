@@ -191,7 +191,9 @@ idem_keyindex_find(IdemMergeInfo *info, Relation target, List *attnums)
 				 OidIsValid(chosen) ?
 				 errdetail("There is an immediate unique index on the same columns too, but INSERT ... ON CONFLICT cannot tell them apart.") :
 				 errdetail("Its uniqueness may be checked only at commit."),
-				 errhint("Make the constraint NOT DEFERRABLE, or drop it in favor of a unique index.")));
+				 OidIsValid(chosen) ?
+				 errhint("Drop the constraint; the unique index is enough.") :
+				 errhint("Drop the constraint, and add it again as NOT DEFERRABLE.")));
 	if (!OidIsValid(chosen) && exclusion)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),

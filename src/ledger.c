@@ -64,7 +64,7 @@ idem_ledger_open(Oid function)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the ledger of extension \"idempotent_ingest\" is missing"),
-				 errhint("Create the extension again.")));
+				 errhint("Undo what was done to the table \"idem_ledger\", or restore it from a backup; a new one would not know which batches were applied.")));
 	schema = quote_identifier(get_namespace_name(namespace_oid));
 	if (relid != current.relid || strcmp(schema, current.schema) != 0)
 	{

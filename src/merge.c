@@ -174,9 +174,9 @@ require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_LOST_BATCH),
 			 entry->is_merge ?
-			 errmsg("batch \"%s\" was already applied, but target \"%s\" has lost it",
+			 errmsg("batch \"%s\" was already applied, but target \"%s\" may have lost it",
 					key->batch_id, get_rel_name(key->target)) :
-			 errmsg("batch \"%s\" was already claimed, but target \"%s\" has lost it",
+			 errmsg("batch \"%s\" was already claimed, but target \"%s\" may have lost it",
 					key->batch_id, get_rel_name(key->target)),
 			 deleted ?
 			 errdetail("It was recorded at %s, and this transaction has deleted rows from the target or truncated it.",
@@ -191,25 +191,31 @@ require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 /* II001: the id is known for something else. */
 static void
 report_mismatch(const IdemBatchKey *key, const IdemLedgerEntry *entry, bool content_differs,
-				bool columns_missing, int64 staged)
+				bool columns_missing, const IdemCounts *now)
 {
+	bool		options_only = !content_differs && !columns_missing;
+
 	StringInfoData detail;
 
 	initStringInfo(&detail);
-	appendStringInfo(&detail, "It was applied at %s with %lld staged rows.",
-					 timestamptz_to_str(entry->applied_at), (long long) entry->rows[0]);
+	appendStringInfo(&detail, "It was applied at %s with %lld staged row%s.",
+					 timestamptz_to_str(entry->applied_at), (long long) entry->rows[0],
+					 entry->rows[0] == 1 ? "" : "s");
 	if (columns_missing)
 		appendStringInfoString(&detail, " Staging lacks columns that it had then.");
-	else if (content_differs)
-		appendStringInfo(&detail, " The content differs; staging has %lld rows now.",
-						 (long long) staged);
+	else
+		appendStringInfo(&detail, " The content %s; staging has %lld row%s now.",
+						 content_differs ? "differs" : "is the same",
+						 (long long) now->staged, now->staged == 1 ? "" : "s");
 	if (entry->differing)
 		appendStringInfo(&detail, " Options that differ: %s.", entry->differing);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_MISMATCH),
 			 errmsg("batch \"%s\" was already applied with different %s", key->batch_id,
-					content_differs || columns_missing ? "content" : "options"),
+					options_only ? "options" : "content"),
 			 errdetail_internal("%s", detail.data),
+			 options_only ?
+			 errhint("Repeat the call with the options that it was applied with, or use on_mismatch => 'apply' to apply it with these.") :
 			 errhint("Give other content another batch id, or use on_mismatch => 'apply' to apply it under this one.")));
 }
 
@@ -292,7 +298,7 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 		{
 			if (request->on_mismatch == IDEM_MISMATCH_APPLY)
 				return "apply";
-			report_mismatch(&merge->key, entry, content_differs, columns_missing, counts.staged);
+			report_mismatch(&merge->key, entry, content_differs, columns_missing, &counts);
 		}
 	}
 	if (request->on_replay == IDEM_REPLAY_REAPPLY)
@@ -593,8 +599,6 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 	key.batch_id = batch_id;
 	if (OidIsValid(target))
 	{
-		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(target)))
-			idem_relcheck_report_missing(target);
 		idem_security_require_write(target);
 		idem_relcheck_lock(target, RowExclusiveLock);
 		idem_security_require_write(target);

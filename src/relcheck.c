@@ -193,23 +193,23 @@ idem_relcheck_target(Oid relid, Oid staging)
 	if (target->rd_rel->relkind == RELKIND_VIEW)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into view \"%s\"", name),
+				 errmsg("cannot use view \"%s\" as target", name),
 				 errhint("Name the table below the view as the target.")));
 	if (target->rd_rel->relkind != RELKIND_RELATION &&
 		target->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot merge into %s \"%s\"", idem_relcheck_kind(relid), name),
+				 errmsg("cannot use %s \"%s\" as target", idem_relcheck_kind(relid), name),
 				 errhint("The target must be a table or a partitioned table.")));
 	if (IsCatalogRelation(target))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into system catalog \"%s\"", name),
+				 errmsg("cannot use system catalog \"%s\" as target", name),
 				 errhint("The target must be a table of your own.")));
 	if (target->rd_rules != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into table \"%s\", which has rules", name),
+				 errmsg("cannot use table \"%s\" with rules as target", name),
 				 errdetail("A rule replaces the statement, so that the rows could not be accounted for."),
 				 errhint("Use a trigger in place of the rule.")));
 
@@ -227,13 +227,13 @@ idem_relcheck_target(Oid relid, Oid staging)
 		if (get_rel_persistence(member) == RELPERSISTENCE_TEMP)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot merge into temporary table \"%s\"", get_rel_name(member)),
+					 errmsg("cannot use temporary table \"%s\" as target", get_rel_name(member)),
 					 errdetail("The ledger would remember the batch after the table is gone."),
 					 errhint("Use a permanent table as the target.")));
 		if (get_rel_persistence(member) == RELPERSISTENCE_UNLOGGED)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot merge into unlogged table \"%s\"", get_rel_name(member)),
+					 errmsg("cannot use unlogged table \"%s\" as target", get_rel_name(member)),
 					 errdetail("A crash would empty it, and the ledger would still have the batch."),
 					 errhint("Run ALTER TABLE %s SET LOGGED first.", idem_relcheck_name(member))));
 	}
@@ -241,7 +241,7 @@ idem_relcheck_target(Oid relid, Oid staging)
 		!is_hypertable(target))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into table \"%s\", which has inheritance children", name),
+				 errmsg("cannot use table \"%s\" with inheritance children as target", name),
 				 errdetail("A unique index does not cover the children, so that a key could be stored twice."),
 				 errhint("Use a partitioned table, or merge into the children one by one.")));
 	relation_close(target, NoLock);

@@ -336,13 +336,17 @@ requested_key(IdemMergeInfo *info, Relation staging, Relation target)
 		positions = resolve_names(info, staging, target, "key_cols", names);
 	}
 	foreach(lc, positions)
-		attnums = lappend_int(attnums, info->columns[lfirst_int(lc)].target_attnum);
-	if (list_member_int(attnums, 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("key column does not exist in target \"%s\"",
-						RelationGetRelationName(target)),
-				 errhint("Add the column and a unique index to the target first.")));
+	{
+		IdemColumn *column = &info->columns[lfirst_int(lc)];
+
+		if (column->target_attnum == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("key column \"%s\" does not exist in target \"%s\"",
+							column->name, RelationGetRelationName(target)),
+					 errhint("Add the column and a unique index to the target first.")));
+		attnums = lappend_int(attnums, column->target_attnum);
+	}
 	return attnums;
 }
 
@@ -371,7 +375,7 @@ use_versions(IdemMergeInfo *info, List *positions)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("key column \"%s\" cannot be in \"version_cols\"", column->name),
-					 errhint("A version orders the states of one key; all states of a key have the same key.")));
+					 errhint("Name columns that order the states of one key; its key columns are the same in all of them.")));
 		column->is_version = true;
 		version->column = lfirst_int(lc);
 		version->greater_operator = typcache->gt_opr;
@@ -401,13 +405,13 @@ use_column_lists(IdemMergeInfo *info, Relation staging, Relation target)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("key column \"%s\" cannot be in \"%s\"", column->name,
 							updates ? "update_cols" : "audit_cols"),
-					 errhint("Key columns identify a row and are never changed.")));
+					 errhint("Leave the column out of the list; key columns identify a row and are never changed.")));
 		if (column->is_version && (column->is_audit || excludes))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("version column \"%s\" cannot be in \"%s\"", column->name,
 							excludes ? "exclude_cols" : "audit_cols"),
-					 errhint("The version is always stored with the row that it belongs to.")));
+					 errhint("Leave the column out of the list; a version is always stored with its row.")));
 		column->is_set = !column->is_key && !column->is_generated && !excludes &&
 			(!request->has_update_cols || updates || column->is_version || column->is_audit) &&
 			request->mode != IDEM_MODE_INSERT;

@@ -115,8 +115,8 @@ struct IdemRun
 	int		   *key_columns;
 	FmgrInfo   *key_equal;
 	Oid		   *key_collations;
-	int64		null_keys;
-	char	   *null_column;
+	bool		has_null_keys;
+	int64	   *null_keys;		/* rows with NULL, for each column of the key */
 
 	/* idem_row_distinct */
 	IdemImageType **images;		/* of the columns, in the target's types */
@@ -263,6 +263,7 @@ idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 		run->key_columns = palloc(sizeof(int) * info->nkeys);
 		run->key_equal = palloc(sizeof(FmgrInfo) * info->nkeys);
 		run->key_collations = palloc(sizeof(Oid) * info->nkeys);
+		run->null_keys = palloc0(sizeof(int64) * info->nkeys);
 		for (int i = 0; i < info->nkeys; i++)
 		{
 			run->key_columns[i] = info->keys[i].column;
@@ -332,19 +333,23 @@ get_row(IdemRun *run, FunctionCallInfo fcinfo)
 	}
 }
 
-/* Count a row whose key is NULL; true if it is. */
+/* Count a row whose key is NULL in some columns; true if it is. */
 static bool
 has_null_key(IdemRun *run)
 {
+	bool		found = false;
+
+	if (run->info->nulls_not_distinct)
+		return false;
 	for (int i = 0; i < run->nkeys; i++)
-		if (run->nulls[run->key_columns[i]] && !run->info->nulls_not_distinct)
+		if (run->nulls[run->key_columns[i]])
 		{
-			run->null_column = run->info->columns[run->key_columns[i]].name;
-			run->null_keys++;
-			run->failed = true;
-			return true;
+			run->null_keys[i]++;
+			found = true;
 		}
-	return false;
+	run->has_null_keys |= found;
+	run->failed |= found;
+	return found;
 }
 
 /*
@@ -522,7 +527,7 @@ idem_row_distinct(PG_FUNCTION_ARGS)
 		}
 	}
 	/* Stale rows are counted to the end, even where one of them is an error. */
-	PG_RETURN_BOOL(run->null_keys == 0 && run->conflicting_keys == 0);
+	PG_RETURN_BOOL(!run->has_null_keys && run->conflicting_keys == 0);
 }
 
 /* Compare a proposed row with the stored one; their columns start at argument first. */
@@ -790,14 +795,24 @@ report_faults(IdemRun *run)
 {
 	const IdemMergeInfo *info = run->info;
 
-	if (run->null_keys > 0)
+	/* The first column of the key that has any: the same one each time. */
+	for (int i = 0; i < run->nkeys; i++)
+	{
+		int64		count = run->null_keys[i];
+
+		if (count == 0)
+			continue;
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg_plural("%lld staged row has null in key column \"%s\"",
 							   "%lld staged rows have null in key column \"%s\"",
-							   run->null_keys, (long long) run->null_keys, run->null_column),
+							   count, (long long) count,
+							   info->columns[run->key_columns[i]].name),
+				 info->request->mode == IDEM_MODE_UPDATE ?
+				 errdetail("A row without a key matches no stored row.") :
 				 errdetail("A row without a key would be inserted again by every retry."),
 				 errhint("Delete these rows from staging, or give them a key; a unique index with NULLS NOT DISTINCT takes null as a key.")));
+	}
 	if (run->conflicting_keys > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CARDINALITY_VIOLATION),
@@ -810,7 +825,7 @@ report_faults(IdemRun *run)
 						   run->conflicting_keys > IDEM_MAX_KEYS_SHOWN ? " and others" : ""),
 				 info->on_duplicate == IDEM_DUPLICATE_LATEST ?
 				 errhint("Their greatest versions are equal too; add a version column that tells them apart, or use on_duplicate => 'any'.") :
-				 errhint("Keep one row for each key, or use on_duplicate => 'latest' with \"version_cols\", or 'any'.")));
+				 errhint("Keep one row for each key, or use on_duplicate => 'any', or 'latest' together with \"version_cols\".")));
 	if (run->stale_errors > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_STALE_ROW),
