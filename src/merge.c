@@ -537,7 +537,7 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 		explanation->locks = psprintf("ACCESS SHARE on %s, ACCESS SHARE on %s",
 									  info->target_name, info->staging_name);
 	else
-		explanation->locks = psprintf("%s on %s, ACCESS SHARE on %s, the batch, %s, rows to be written in key order",
+		explanation->locks = psprintf("%s on %s, ACCESS SHARE on %s, the batch, %s, the ledger row, rows to be written in key order",
 									  adds ? "ACCESS EXCLUSIVE" : "ROW EXCLUSIVE",
 									  info->target_name, info->staging_name,
 									  info->commutes ?

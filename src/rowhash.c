@@ -27,7 +27,8 @@
  * Content:
  *	 by-value types		the value, cut to the length of its type
  *	 enums				the label
- *	 reg* types			the text form, always qualified with the schema
+ *	 reg* types			the text form, with the schema unless that is pg_catalog or
+ *						the session's pg_temp
  *	 name				up to the first zero
  *	 arrays				number of dimensions, sizes and lower bounds, then elements
  *	 ranges				flags, then the finite bounds
