@@ -9,7 +9,9 @@
  *
  * The row of a batch is inserted before the batch has any effect, and is
  * completed in the same transaction: there is no such thing as a row in
- * progress that a crash could leave behind.
+ * progress that a crash could leave behind. Until it is completed, the row of a
+ * merge has no fingerprint; what the merge itself runs, a trigger for example,
+ * can see it then.
  *
  *-------------------------------------------------------------------------
  */
@@ -258,6 +260,18 @@ idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key, bool is_me
 								 " ON CONFLICT DO NOTHING", ledger->schema), &args) > 0;
 }
 
+/* A merge has one row, unless something that it runs has removed it. */
+static void
+require_one_row(uint64 processed, const IdemBatchKey *key)
+{
+	if (processed != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("batch \"%s\" was forgotten while it was merged", key->batch_id),
+				 errdetail("A trigger, a default or a view that the merge runs has called idem_forget()."),
+				 errhint("Call idem_forget() before the merge or after it.")));
+}
+
 /*
  * Turn the row of a batch into that of its next revision, and keep what it was
  * in idem_audit. action is what idem_audit calls it.
@@ -278,12 +292,14 @@ idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char
 							 ledger->schema, ledger->schema), &args);
 	args.count = 4;
 	batch_arguments(&args, turn_class, options, metadata, metadata_null);
-	(void) run_once(ledger,
-					psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
-							 " earlier_fingerprints = earlier_fingerprints || fingerprint,"
-							 " role = $5::name, application_name = $6, turn = $7, options = $8::jsonb,"
-							 " metadata = COALESCE($9, metadata), xid = pg_current_xact_id()" WHERE_KEY,
-							 ledger->schema), &args);
+	require_one_row(run_once(ledger,
+							 psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
+									  " earlier_fingerprints = earlier_fingerprints || fingerprint,"
+									  " fingerprint = NULL, role = $5::name, application_name = $6,"
+									  " turn = $7, options = $8::jsonb,"
+									  " metadata = COALESCE($9, metadata),"
+									  " xid = pg_current_xact_id()" WHERE_KEY,
+									  ledger->schema), &args), key);
 }
 
 /* Write the outcome of a merge into its row; rows as in IdemLedgerEntry. */
@@ -303,11 +319,12 @@ idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const in
 	idem_spi_arg_text(&args, engine);
 	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(finished), false);
 	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(started), false);
-	(void) run_prepared(ledger, STATEMENT_COMPLETE,
-						psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
-								 " fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
-								 " ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17 - $18)"
-								 WHERE_KEY, ledger->schema), &args);
+	require_one_row(run_prepared(ledger, STATEMENT_COMPLETE,
+								 psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
+										  " fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
+										  " ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17 - $18)"
+										  WHERE_KEY " AND fingerprint IS NULL",
+										  ledger->schema), &args), key);
 }
 
 /*

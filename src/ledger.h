@@ -38,7 +38,8 @@ typedef struct IdemLedgerEntry
 {
 	bool		is_merge;
 	int32		revision;
-	char	   *fingerprint;	/* NULL if a claim had none */
+	char	   *fingerprint;	/* NULL if a claim had none, or while this
+								 * transaction merges the batch */
 	List	   *columns;		/* of char *, covered by the fingerprint */
 	int64		rows[IDEM_LEDGER_COUNTS];	/* staged, duplicate, inserted,
 											 * updated, deleted, unchanged,

@@ -287,6 +287,14 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 
 	if (!entry->is_merge)
 		report_other_operation(&merge->key, entry);
+	/* A row without fingerprint is not complete: nobody else would see it. */
+	if (entry->fingerprint == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("batch \"%s\" is being merged by this very transaction",
+						merge->key.batch_id),
+				 errdetail("A trigger, a default or a view that the merge runs has called idem_merge() for the same batch."),
+				 errhint("Give the inner call another batch id or another pipeline.")));
 	if (request->on_mismatch != IDEM_MISMATCH_SKIP && !merge->derived)
 	{
 		List	   *columns = idem_relinfo_columns(merge->info->staging, entry->columns, true);
