@@ -347,6 +347,27 @@ BEGIN;
 DELETE FROM day WHERE k = 99;
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
 ROLLBACK;
+-- whatever else the transaction did to the table meanwhile
+BEGIN;
+DELETE FROM day WHERE k = 2;
+ANALYZE day;
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+ROLLBACK;
+BEGIN;
+DELETE FROM day WHERE k = 2;
+CREATE INDEX ON day (v);
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+ROLLBACK;
+BEGIN;
+TRUNCATE day;
+INSERT INTO day VALUES (3, 'three');
+ALTER TABLE day ADD COLUMN more int;
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+ROLLBACK;
+BEGIN;
+CREATE INDEX ON day (v);
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+ROLLBACK;
 -- in a savepoint that was released; one that was rolled back is no loss
 BEGIN;
 SAVEPOINT a;

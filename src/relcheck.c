@@ -262,7 +262,8 @@ idem_relcheck_lost_rows(Oid target)
 	{
 		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
 
-		if (rel->pgstat_info)
+		/* An invalidation cuts the entry off from its counts: look again. */
+		if (pgstat_should_count_relation(rel))
 		{
 			PgStat_TableXactStatus *level;
 
