@@ -245,6 +245,18 @@ SET idem.tenant = 'nobody';
 SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.tenants_s'', ''privileges.tenants'', ''{k}'', ''3'')', true) AS full;
 RESET idem.tenant;
 ALTER POLICY own ON tenants_s USING (true);
+-- a plan that is kept and cannot be made: it is kept once, however often it is tried
+CREATE FUNCTION refuse() RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RAISE 'refused' USING errcode = 'P0042'; END $$;
+CREATE TABLE refuses AS TABLE s;
+GRANT SELECT ON refuses TO idem_p_full;
+ALTER TABLE refuses ENABLE ROW LEVEL SECURITY;
+CREATE POLICY refuse ON refuses USING (refuse());
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.refuses'', ''privileges.t'')', true) AS refused;
+SELECT count(*) AS plans FROM pg_backend_memory_contexts WHERE name = 'CachedPlanSource' \gset
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.refuses'', ''privileges.t'')') AS refused FROM generate_series(1, 3);
+SELECT count(*) - :plans AS more_plans FROM pg_backend_memory_contexts WHERE name = 'CachedPlanSource';
+ALTER POLICY refuse ON refuses USING (true);
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.refuses'', ''privileges.t'')', true) AS not_refused;
 
 -- a stored row that is hidden: refused, with no word about what it is; plain SQL does the same
 SELECT run_as('idem_p_full', 'INSERT INTO privileges.tenants AS t SELECT * FROM privileges.tenants_s ON CONFLICT (k) DO UPDATE SET v = excluded.v', true) AS plain,

@@ -91,7 +91,8 @@ drop_plan(KeptPlan *entry)
 }
 
 /*
- * The kept plan of a statement, prepared if there is none. The caller holds
+ * The kept plan of a statement, prepared if there is none: it is planned by the
+ * caller, once it is where it will be found again or dropped. The caller holds
  * locks on both relations, and marks the entry while it is in use.
  */
 static KeptPlan *
@@ -123,7 +124,6 @@ get_plan(const char *sql, Oid staging, Oid target)
 			oldest = entry;
 	}
 	plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, oldest != NULL);
-	idem_spi_plan_without_jit(plan, oldest != NULL);
 	if (oldest == NULL)
 	{
 		/* All are in use, by merges within merges: this one is not kept. */
@@ -163,16 +163,15 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid targe
 	params->params[0].isnull = false;
 	params->params[0].pflags = PARAM_FLAG_CONST;
 	if (source->materialized)
-	{
 		unkept.plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, false);
-		idem_spi_plan_without_jit(unkept.plan, false);
-	}
 	else
 		entry = get_plan(sql, source->staging, target);
-	idem_spi_require_meaning(entry->plan, read, target, schema);
 	entry->in_use++;
 	PG_TRY();
 	{
+		/* One that is kept may still lack a plan, if planning failed before. */
+		idem_spi_plan_without_jit(entry->plan, entry->sql != NULL);
+		idem_spi_require_meaning(entry->plan, read, target, schema);
 		(void) idem_spi_run_plan(entry->plan, params, source->read_only);
 	}
 	PG_FINALLY();
