@@ -616,6 +616,7 @@ idem_relinfo_require_privileges(const IdemMergeInfo *info)
 	for (int i = 0; i < info->ncolumns; i++)
 	{
 		IdemColumn *column = &info->columns[i];
+		bool		is_set = column->is_set && info->sets_anything;
 
 		idem_security_require(info->staging, column->staged_attnum, ACL_SELECT);
 		if (column->target_attnum == 0)
@@ -625,9 +626,10 @@ idem_relinfo_require_privileges(const IdemMergeInfo *info)
 		}
 		if (mode != IDEM_MODE_UPDATE)
 			idem_security_require(info->target, column->target_attnum, ACL_INSERT);
-		if (column->is_set)
+		if (is_set)
 			idem_security_require(info->target, column->target_attnum, ACL_UPDATE);
-		if (column->is_key || column->is_compared)
+		/* To read EXCLUDED.column takes the right to read the column. */
+		if (column->is_key || column->is_compared || (is_set && mode == IDEM_MODE_UPSERT))
 			idem_security_require(info->target, column->target_attnum, ACL_SELECT);
 	}
 }
