@@ -183,14 +183,17 @@ assigned(const Generator *gen, const char *alias, const IdemColumn *column)
 	return value;
 }
 
-/* A key column as the index sees it. */
+/*
+ * A key column as the index sees it: of the very type that the operators of the
+ * index take, not of a domain over it, which might have operators of its own.
+ */
 static char *
 key_value(const Generator *gen, const char *alias, const IdemKeyColumn *key)
 {
 	const IdemColumn *column = &gen->info->columns[key->column];
 	char	   *value = psprintf("%s.%s", alias, quote_identifier(column->name));
 
-	if (key->opcintype != getBaseType(column->type) && key->opcintype != RECORDOID &&
+	if (key->opcintype != column->type && key->opcintype != RECORDOID &&
 		!IsPolymorphicType(key->opcintype))
 		value = psprintf("(%s)::%s", value, type_name(key->opcintype));
 	if (OidIsValid(key->collation) &&
