@@ -103,6 +103,10 @@ COMMENT ON COLUMN @extschema@.idem_audit.role IS 'role that did it';
 COMMENT ON COLUMN @extschema@.idem_audit.reason IS 'why, as given to idem_forget()';
 COMMENT ON COLUMN @extschema@.idem_audit.entry IS 'the ledger row as it was';
 
+-- For the same question as idem_ledger_xid_idx.
+CREATE INDEX idem_audit_xid_idx ON @extschema@.idem_audit USING brin (((entry OPERATOR(pg_catalog.->>) 'xid')::pg_catalog.int8));
+COMMENT ON INDEX @extschema@.idem_audit_xid_idx IS 'finds the batches committed since a snapshot, and forgotten or applied again since, for merges above READ COMMITTED';
+
 REVOKE ALL ON @extschema@.idem_audit FROM PUBLIC;
 REVOKE ALL ON SEQUENCE @extschema@.idem_audit_audit_id_seq FROM PUBLIC;
 

@@ -636,6 +636,19 @@ ROLLBACK;
 SELECT try_merge($$'day_s', 'many', '{k}', 'm1'$$);
 
 --
+-- What was merged since a snapshot is found without reading all of ledger and audit
+--
+
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SET LOCAL enable_seqscan = off;
+SELECT sum(seq_scan) FILTER (WHERE relname = 'idem_ledger') AS ledger_before, sum(seq_scan) FILTER (WHERE relname = 'idem_audit') AS audit_before
+FROM pg_stat_xact_all_tables WHERE relid IN ('idem_ledger'::regclass, 'idem_audit'::regclass) \gset
+SELECT try_merge($$'day_s', 'many', '{k}', 'since'$$);
+SELECT relname, seq_scan - CASE relname WHEN 'idem_audit' THEN :audit_before ELSE :ledger_before END AS seq_scans, idx_scan > 0 AS by_index
+FROM pg_stat_xact_all_tables WHERE relid IN ('idem_ledger'::regclass, 'idem_audit'::regclass) ORDER BY 1;
+ROLLBACK;
+
+--
 -- A merge within another transaction's life
 --
 
