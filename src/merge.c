@@ -232,6 +232,19 @@ report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 }
 
 /*
+ * 40001: a ledger row is in the way, and cannot be seen. Only somebody who does
+ * not lock batches can have come before us.
+ */
+static void
+report_race(const IdemBatchKey *key)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access to batch \"%s\"", key->batch_id),
+			 errhint("Run the transaction again.")));
+}
+
+/*
  * Take the target's turn. Under a snapshot from before, what others have merged
  * meanwhile would not be seen.
  */
@@ -412,12 +425,8 @@ submit(Merge *merge)
 			apply(merge, "applied", 1);
 			return;
 		}
-		/* Only somebody who does not lock batches can have come before us. */
 		if (!find(merge, &entry))
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("could not serialize access to batch \"%s\"", merge->key.batch_id),
-					 errhint("Run the transaction again.")));
+			report_race(&merge->key);
 	}
 	action = decide(merge, &entry);
 	if (action == NULL)
@@ -598,6 +607,7 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 {
 	IdemBatchKey key = {0};
 	IdemLedgerEntry entry;
+	bool		known;
 	bool		claimed;
 
 	PreventCommandIfReadOnly("idem_claim()");
@@ -622,8 +632,11 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 		key.claimed_by = GetUserId();
 	(void) idem_turn_lock_batch(key.target, pipeline, batch_id, key.claimed_by, false,
 								ledger->owner);
-	claimed = !idem_ledger_find(ledger, &key, "{}", false, &entry) &&
+	known = idem_ledger_find(ledger, &key, "{}", false, &entry);
+	claimed = !known &&
 		idem_ledger_insert(ledger, &key, false, NULL, "{}", fingerprint, metadata, metadata_null);
+	if (!known && !claimed && !idem_ledger_find(ledger, &key, "{}", false, &entry))
+		report_race(&key);
 	if (!claimed)
 	{
 		if (entry.is_merge)
