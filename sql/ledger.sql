@@ -459,6 +459,11 @@ BEGIN;
 DELETE FROM parted WHERE k = 1;
 SELECT try_merge($$'day_s', 'parted', '{k}', 'd1'$$);
 ROLLBACK;
+-- moving a row to another partition deletes it from its own
+BEGIN;
+UPDATE parted SET k = 5 WHERE k = 1;
+SELECT try_merge($$'day_s', 'parted', '{k}', 'd1'$$);
+ROLLBACK;
 TRUNCATE parted_1;
 SELECT try_merge($$'day_s', 'parted', '{k}', 'd1'$$);
 TRUNCATE parted_2_1;

@@ -9,7 +9,9 @@
  * so that nobody runs what was planned for another's rights. The plan cache
  * below SPI plans again when a relation changes; a plan is dropped as well when
  * a relation has grown or shrunk a lot since, because what suits ten rows does
- * not suit ten million.
+ * not suit ten million. That goes for tables and partitions; the size of a
+ * partitioned table is not added up, and its plan stays until ANALYZE or the like
+ * makes it invalid.
  *
  *-------------------------------------------------------------------------
  */
@@ -57,7 +59,7 @@ typedef struct KeptPlan
 static KeptPlan kept_plans[MAX_KEPT_PLANS];
 static uint64 plan_clock = 0;
 
-/* The size of a table in blocks; 0 for what has no storage of its own. */
+/* The size of a table in blocks; 0 for what has no storage, or parts that have. */
 static BlockNumber
 relation_blocks(Oid relid)
 {

@@ -61,6 +61,7 @@ idem_ledger_open(Oid function)
 	Oid			relid = get_relname_relid("idem_ledger", namespace_oid);
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	const char *schema;
+	char	   *earlier;
 
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
@@ -77,9 +78,10 @@ idem_ledger_open(Oid function)
 				idem_spi_free_plan(plans[i]);
 			plans[i] = NULL;
 		}
-		if (current.schema)
-			pfree(current.schema);
+		earlier = current.schema;
 		current.schema = MemoryContextStrdup(TopMemoryContext, schema);
+		if (earlier)
+			pfree(earlier);
 		current.relid = relid;
 		current.schema_oid = namespace_oid;
 	}

@@ -213,7 +213,8 @@ idem_relcheck_target(Oid relid, Oid staging)
 				 errdetail("A rule replaces the statement, so that the rows could not be accounted for."),
 				 errhint("Use a trigger in place of the rule.")));
 
-	members = find_all_inheritors(relid, NoLock, NULL);
+	/* Locked, for one that is dropped meanwhile has no properties to look at. */
+	members = find_all_inheritors(relid, AccessShareLock, NULL);
 	foreach(lc, members)
 	{
 		Oid			member = lfirst_oid(lc);

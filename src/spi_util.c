@@ -297,6 +297,7 @@ idem_spi_execute_latest(const char *sql, Oid relid, IdemSpiArgs *args)
 	require_use(plan, relid);
 	check(SPI_execute_snapshot(plan, args->values, args->nulls, GetLatestSnapshot(),
 							   InvalidSnapshot, true, false, 0), "SPI_execute_snapshot");
+	require_use(plan, relid);
 	MemoryContextSwitchTo(context);
 	return SPI_processed;
 }
