@@ -142,7 +142,7 @@ WHERE CASE WHEN l.target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
       END;
 
 COMMENT ON VIEW @extschema@.idem_batches IS
-'The batches that were applied to the tables which the current user may SELECT from, and the user''s own claims without a target.';
+'The batches that were applied to the tables which the current user may SELECT from, and the claims without a target of the roles whose rights the user has.';
 COMMENT ON COLUMN @extschema@.idem_batches.target IS 'table that the batch was merged into; - for idem_claim() without a target';
 COMMENT ON COLUMN @extschema@.idem_batches.pipeline IS 'sender of the batch, empty string if unnamed';
 COMMENT ON COLUMN @extschema@.idem_batches.batch_id IS 'name of the batch within target and pipeline';
@@ -231,7 +231,7 @@ on_replay: skip (default: return the recorded result), error (II002) or reapply.
 on_mismatch: known batch_id with other content, key or options: error (default, II001), skip (staging is not read) or apply.
 nowait: true: 55P03 instead of waiting for the same batch in another session; default false.
 exclusive: true: an ACCESS EXCLUSIVE lock on the target is allowed; no effect in this version; default false.
-dry_run: true: exact counts, nothing written or locked; works on a standby; default false.
+dry_run: true: exact counts, nothing written or claimed, and no lock but ACCESS SHARE; works on a standby; default false.
 metadata: kept in the ledger, for example a file name or offsets. Default NULL.
 Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others.
 Errors: 21000 duplicate keys, 23502 NULL key, 42P10 no unique index on the key, 42703 columns differ, II001 mismatch, II002 already applied, II003 stale row, II004 replay into a target that lost the batch, II005 derived id seen before but not in the target any more; and whatever the equivalent INSERT would raise.$comment$;

@@ -308,7 +308,7 @@ idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char
 void
 idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const int64 *rows,
 					 const char *fingerprint, List *columns, const char *engine,
-					 TimestampTz started, TimestampTz finished)
+					 TimestampTz finished, const Interval *elapsed)
 {
 	IdemSpiArgs args = {0};
 
@@ -320,11 +320,11 @@ idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const in
 	idem_spi_arg(&args, TEXTARRAYOID, list_to_text_array(columns), false);
 	idem_spi_arg_text(&args, engine);
 	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(finished), false);
-	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(started), false);
+	idem_spi_arg(&args, INTERVALOID, IntervalPGetDatum(elapsed), false);
 	require_one_row(run_prepared(ledger, STATEMENT_COMPLETE,
 								 psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
 										  " fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
-										  " ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17 - $18)"
+										  " ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 										  WHERE_KEY " AND fingerprint IS NULL",
 										  ledger->schema), &args), key);
 }

@@ -64,7 +64,8 @@ extern void idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key
 							   Datum metadata, bool metadata_null);
 extern void idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key,
 								 const int64 *rows, const char *fingerprint, List *columns,
-								 const char *engine, TimestampTz started, TimestampTz finished);
+								 const char *engine, TimestampTz finished,
+								 const Interval *elapsed);
 extern bool idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_class);
 extern List *idem_ledger_pipelines(const IdemLedger *ledger, const IdemBatchKey *key,
 								   const TimestampTz *applied_since);

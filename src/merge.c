@@ -3,13 +3,14 @@
  * merge.c
  *	  One merge from beginning to end: resolve, lock, claim, apply, record.
  *
- * Locks are taken in this order: target and staging; the batch; the target's
- * turn; the ledger row; rows of the target in key order. The batch comes before
- * the turn, other than for the ledger row, so that a replay does not queue
- * behind merges of other batches (unless its id is derived: then it has to look
- * at the target), and so that nowait finds out about the same batch at once.
- * Whoever has the turn never waits for the batch lock of another batch, unless
- * its transaction merges more than one.
+ * Locks are taken in this order: target and staging; the batch, with its ledger
+ * row if there is one and it may be rewritten (reapply, apply); the target's
+ * turn; the ledger row if it is new; rows of the target in key order. The batch
+ * comes before the turn so that a replay does not queue behind merges of other
+ * batches (unless its id is derived: then it has to look at the target), and so
+ * that nowait finds out about the same batch at once. Whoever has the turn never
+ * waits for the batch lock of another batch, unless its transaction merges more
+ * than one.
  *
  *-------------------------------------------------------------------------
  */
@@ -393,15 +394,14 @@ apply(Merge *merge, const char *status, int32 revision)
 				 errhint("Run the transaction again, or give a batch id.")));
 	finished = GetCurrentTimestamp();
 	set_rows(result->rows, &counts);
+	result->elapsed = elapsed_interval(merge->started, finished);
 	idem_ledger_complete(merge->ledger, &merge->key, result->rows, fingerprint,
-						 staged_columns(merge->info), ENGINE_SQL,
-						 merge->started, finished);
+						 staged_columns(merge->info), ENGINE_SQL, finished, &result->elapsed);
 	result->status = status;
 	result->revision = revision;
 	result->fingerprint = fingerprint;
 	result->engine = ENGINE_SQL;
 	result->applied_at = finished;
-	result->elapsed = elapsed_interval(merge->started, finished);
 }
 
 /* Replay, or claim and apply, the batch that merge->key names. */

@@ -3,8 +3,10 @@
  * relinfo.c
  *	  From two relations and a list of arguments to columns, key and checks.
  *
- * Relations are locked by OID before anything about them is read; their names
- * are derived afterwards, and only to write them into SQL.
+ * Relations are locked by OID before anything about them is relied on: what is
+ * looked at before (rights, and whether columns are to be added) only decides
+ * which lock is taken, if any. Their names are derived afterwards, to write them
+ * into SQL and messages.
  *
  *-------------------------------------------------------------------------
  */

@@ -499,7 +499,7 @@ idem_rowhash_equal(IdemImageType *type, Datum a, bool a_null, Datum b, bool b_nu
  * Append a value to a sort key, such that bytewise comparison of the keys of
  * two rows gives the order that record_image_ops gives the rows: by-value types
  * as unsigned numbers, others bytewise with the shorter first, NULL last. Only
- * inside arrays and composites, whose bytes depend on how they are stored, the
+ * inside arrays, ranges and composites, whose bytes depend on how they are stored, the
  * order is that of the content.
  */
 void

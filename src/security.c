@@ -45,8 +45,8 @@ idem_security_pop(const IdemIdentity *saved)
 }
 
 /*
- * Set search_path to pg_catalog alone, and let names be quoted only where they
- * must be: so that output functions write names in one way. Returns what
+ * Set search_path to pg_catalog, with pg_temp behind it, which would be in front
+ * if it were not named; and let names be quoted only where they must be: so that output functions write names in one way. Returns what
  * idem_security_pop_path() wants.
  */
 int
