@@ -52,17 +52,6 @@ tuplesort_getdatum_compat(Tuplesortstate *state, Datum *value, bool *isnull)
 #endif
 }
 
-/* 18 brought virtual generated columns and WITHOUT OVERLAPS. */
-static inline bool
-index_is_without_overlaps_compat(Relation index)
-{
-#if PG_VERSION_NUM >= 180000
-	return index->rd_index->indisunique && index->rd_index->indisexclusion;
-#else
-	return false;
-#endif
-}
-
 #if PG_VERSION_NUM >= 160000
 #define IDEM_RELATION_HAS_NEW_STORAGE(rel) \
 	((rel)->rd_newRelfilelocatorSubid != InvalidSubTransactionId)

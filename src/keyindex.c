@@ -20,7 +20,6 @@
 #include "utils/relcache.h"
 #include "utils/syscache.h"
 
-#include "compat.h"
 #include "keyindex.h"
 #include "relcheck.h"
 
@@ -72,7 +71,8 @@ rejection(Relation index, KeyMatch match)
 	if (match != KEY_EQUAL)
 		return RelationGetIndexExpressions(index) != NIL ? "has expressions" :
 			"has other columns";
-	if (index->rd_index->indisexclusion || index_is_without_overlaps_compat(index))
+	/* 18 counts WITHOUT OVERLAPS among these. */
+	if (index->rd_index->indisexclusion)
 		return "is of an exclusion constraint";
 	if (!index->rd_index->indisunique)
 		return "is not unique";

@@ -28,7 +28,6 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "compat.h"
 #include "idempotent_ingest.h"
 #include "ledger.h"
 #include "security.h"

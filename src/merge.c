@@ -18,10 +18,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
-#include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "engine_sql.h"
@@ -270,17 +267,12 @@ static bool
 can_scan(Merge *merge, List *columns)
 {
 	ListCell   *lc;
-	ListCell   *other;
 
 	if (!merge->source.materialize)
 		return true;
 	foreach(lc, columns)
 	{
-		bool		found = false;
-
-		foreach(other, merge->source.columns)
-			found |= strcmp(lfirst(lc), lfirst(other)) == 0;
-		if (!found)
+		if (!idem_relinfo_has_name(merge->source.columns, lfirst(lc)))
 			return false;
 	}
 	return true;
@@ -478,10 +470,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 	IdemCounts	counts;
 
 	if (!request->dry_run)
-	{
 		PreventCommandIfReadOnly("idem_merge()");
-		PreventCommandIfParallelMode("idem_merge()");
-	}
 	memset(result, 0, sizeof(*result));
 	merge.ledger = ledger;
 	merge.request = request;
@@ -573,8 +562,7 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 	char	   *fingerprint;
 	ListCell   *lc;
 
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(staging)))
-		idem_relcheck_report_missing(staging);
+	idem_relcheck_require_exists(staging);
 	idem_security_require_visible(staging);
 	if (pg_attribute_aclcheck_all(staging, GetUserId(), ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
 		idem_security_require(staging, InvalidAttrNumber, ACL_SELECT);
@@ -611,7 +599,6 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 	bool		claimed;
 
 	PreventCommandIfReadOnly("idem_claim()");
-	PreventCommandIfParallelMode("idem_claim()");
 	key.target = target;
 	key.pipeline = pipeline;
 	key.batch_id = batch_id;
@@ -626,7 +613,7 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 	if (OidIsValid(target))
 	{
 		idem_relcheck_target(target, InvalidOid);
-		key.target_type = idem_relcheck_row_type(target);
+		key.target_type = get_rel_type_id(target);
 	}
 	else
 		key.claimed_by = GetUserId();

@@ -31,14 +31,15 @@
 #include "relcheck.h"
 #include "spi_util.h"
 
-/* The error for a regclass that is a mere number. */
+/* Refuse a regclass that is a mere number. */
 void
-idem_relcheck_report_missing(Oid relid)
+idem_relcheck_require_exists(Oid relid)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("relation with OID %u does not exist", relid),
-			 errhint("Give the table by its name; it may have been dropped meanwhile.")));
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid),
+				 errhint("Give the table by its name; it may have been dropped meanwhile.")));
 }
 
 /* Lock a relation by OID until the end of the transaction. */
@@ -46,8 +47,7 @@ void
 idem_relcheck_lock(Oid relid, LOCKMODE mode)
 {
 	LockRelationOid(relid, mode);
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
-		idem_relcheck_report_missing(relid);
+	idem_relcheck_require_exists(relid);
 }
 
 /*
@@ -102,8 +102,8 @@ idem_relcheck_name(Oid relid)
 }
 
 /* What a relation is, in a message. */
-char *
-idem_relcheck_kind(Oid relid)
+static char *
+relation_kind(Oid relid)
 {
 	switch (get_rel_relkind(relid))
 	{
@@ -129,13 +129,6 @@ idem_relcheck_kind(Oid relid)
 	}
 }
 
-/* The row type of a table, InvalidOid if there is no such table. */
-Oid
-idem_relcheck_row_type(Oid relid)
-{
-	return get_rel_type_id(relid);
-}
-
 /* Refuse what no rows can be read from. */
 void
 idem_relcheck_staging(Oid staging)
@@ -152,7 +145,7 @@ idem_relcheck_staging(Oid staging)
 			ereport(ERROR,
 					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 					 errmsg("cannot read staged rows from \"%s\"", get_rel_name(staging)),
-					 errdetail("It is of kind %s.", idem_relcheck_kind(staging)),
+					 errdetail("It is of kind %s.", relation_kind(staging)),
 					 errhint("Staging can be a table, a temporary table, a view, a materialized view or a foreign table.")));
 	}
 }
@@ -199,7 +192,7 @@ idem_relcheck_target(Oid relid, Oid staging)
 		target->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot use %s \"%s\" as target", idem_relcheck_kind(relid), name),
+				 errmsg("cannot use %s \"%s\" as target", relation_kind(relid), name),
 				 errhint("The target must be a table or a partitioned table.")));
 	if (IsCatalogRelation(target))
 		ereport(ERROR,

@@ -46,10 +46,8 @@ idem_relinfo_precheck(const IdemRequest *request)
 	Oid			role = GetUserId();
 	AclMode		write = request->mode == IDEM_MODE_UPDATE ? ACL_UPDATE : ACL_INSERT;
 
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(request->staging)))
-		idem_relcheck_report_missing(request->staging);
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(request->target)))
-		idem_relcheck_report_missing(request->target);
+	idem_relcheck_require_exists(request->staging);
+	idem_relcheck_require_exists(request->target);
 	idem_security_require_visible(request->staging);
 	idem_security_require_visible(request->target);
 	if (pg_attribute_aclcheck_all(request->staging, role, ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
@@ -134,8 +132,9 @@ idem_relinfo_find_column(const IdemMergeInfo *info, const char *name)
 	return -1;
 }
 
-static bool
-list_has_name(List *names, const char *name)
+/* Is the name in a list of char *? */
+bool
+idem_relinfo_has_name(List *names, const char *name)
 {
 	ListCell   *lc;
 
@@ -192,7 +191,7 @@ resolve_names(const IdemMergeInfo *info, Relation staging, Relation target,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("\"%s\" in \"%s\" is a system column", name, argument),
 					 errhint("Name columns that staging and target both have.")));
-		if (list_has_name(info->generated, name))
+		if (idem_relinfo_has_name(info->generated, name))
 			ereport(ERROR,
 					(errcode(ERRCODE_GENERATED_ALWAYS),
 					 errmsg("column \"%s\" in \"%s\" cannot be set from staging", name, argument),
@@ -694,7 +693,7 @@ idem_relinfo_columns(Oid relid, List *names, bool missing_ok)
 					 closest ? errhint("Perhaps you meant the column \"%s\".", closest) :
 					 errhint("Name columns of the relation.")));
 		}
-		if (list_has_name(result, name))
+		if (idem_relinfo_has_name(result, name))
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_COLUMN),
 					 errmsg("column \"%s\" appears more than once", name),

@@ -34,7 +34,6 @@
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
-#include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/supportnodes.h"
 #include "parser/parse_coerce.h"
@@ -102,7 +101,6 @@ struct IdemRun
 	MemoryContext context;
 
 	int			ncolumns;
-	Oid		   *types;
 	bool		wide;			/* rows come as records */
 	Datum	   *values;			/* room for a deformed record */
 	bool	   *nulls;
@@ -225,7 +223,6 @@ idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 	run->info = info;
 	run->context = context;
 	run->ncolumns = ncolumns;
-	run->types = types;
 	run->wide = ncolumns > IDEM_MAX_SEPARATE_ARGS;
 	run->values = palloc(sizeof(Datum) * Max(ncolumns, 1));
 	run->nulls = palloc(sizeof(bool) * Max(ncolumns, 1));

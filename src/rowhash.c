@@ -102,7 +102,6 @@ struct IdemImageType
 	ImageKind	kind;
 	int16		typlen;
 	bool		typbyval;
-	char		typalign;
 	bool		nested;			/* one content can have several byte forms */
 	IdemImageType *element;		/* of an array, range or multirange */
 	TypeCacheEntry *range;		/* of a range or multirange: the range type */
@@ -145,7 +144,7 @@ idem_rowhash_type(Oid typid)
 
 	check_stack_depth();
 	type->typid = getBaseType(typid);
-	get_typlenbyvalalign(type->typid, &type->typlen, &type->typbyval, &type->typalign);
+	get_typlenbyval(type->typid, &type->typlen, &type->typbyval);
 	switch (type->typid)
 	{
 		case REGPROCOID:

@@ -19,7 +19,6 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 
 #include "compat.h"
 #include "security.h"
@@ -129,9 +128,6 @@ void
 idem_security_require_write(Oid relid)
 {
 	idem_security_require_visible(relid);
-	if (!idem_security_may(relid, InvalidAttrNumber, ACL_INSERT) &&
-		!idem_security_may(relid, InvalidAttrNumber, ACL_UPDATE))
-		aclcheck_error(ACLCHECK_NO_PRIV,
-					   get_relkind_objtype(get_rel_relkind(relid)),
-					   get_rel_name(relid));
+	if (!idem_security_may(relid, InvalidAttrNumber, ACL_INSERT))
+		idem_security_require(relid, InvalidAttrNumber, ACL_UPDATE);
 }

@@ -14,7 +14,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "idempotent_ingest.h"
@@ -303,8 +302,8 @@ idem_claim(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, 0, "batch_id", false);
 	require_argument(fcinfo, 2, "pipeline", true);
 	/* 0 is no way to say that there is no target. */
-	if (!PG_ARGISNULL(1) && !SearchSysCacheExists1(RELOID, PG_GETARG_DATUM(1)))
-		idem_relcheck_report_missing(PG_GETARG_OID(1));
+	if (!PG_ARGISNULL(1))
+		idem_relcheck_require_exists(PG_GETARG_OID(1));
 	PG_RETURN_BOOL(idem_merge_claim(idem_ledger_open(fcinfo->flinfo->fn_oid),
 									PG_ARGISNULL(1) ? InvalidOid : PG_GETARG_OID(1),
 									get_name(fcinfo, 2, "pipeline", true),
@@ -335,8 +334,7 @@ idem_forget(PG_FUNCTION_ARGS)
 	else
 	{
 		key.target = PG_GETARG_OID(0);
-		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(key.target)))
-			idem_relcheck_report_missing(key.target);
+		idem_relcheck_require_exists(key.target);
 		idem_security_require_write(key.target);
 	}
 	key.batch_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));

@@ -75,18 +75,18 @@ name_of(const Generator *gen, int column)
 	return quote_identifier(gen->info->columns[column].name);
 }
 
-/* A type as it can be written after :: or NULL::, qualified, without typmod. */
-static char *
-type_name(Oid type)
-{
-	return format_type_extended(type, -1, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
-}
-
+/* A type as it can be written after :: or NULL::, qualified. */
 static char *
 type_name_with_typmod(Oid type, int32 typmod)
 {
 	return format_type_extended(type, typmod,
 								FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+static char *
+type_name(Oid type)
+{
+	return type_name_with_typmod(type, -1);
 }
 
 static char *
