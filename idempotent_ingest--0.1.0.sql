@@ -103,6 +103,10 @@ COMMENT ON COLUMN @extschema@.idem_audit.role IS 'role that did it';
 COMMENT ON COLUMN @extschema@.idem_audit.reason IS 'why, as given to idem_forget()';
 COMMENT ON COLUMN @extschema@.idem_audit.entry IS 'the ledger row as it was';
 
+-- For the same question as idem_ledger_xid_idx.
+CREATE INDEX idem_audit_xid_idx ON @extschema@.idem_audit USING brin (((entry OPERATOR(pg_catalog.->>) 'xid')::pg_catalog.int8));
+COMMENT ON INDEX @extschema@.idem_audit_xid_idx IS 'finds the batches committed since a snapshot, and forgotten or applied again since, for merges above READ COMMITTED';
+
 REVOKE ALL ON @extschema@.idem_audit FROM PUBLIC;
 REVOKE ALL ON SEQUENCE @extschema@.idem_audit_audit_id_seq FROM PUBLIC;
 
@@ -132,12 +136,13 @@ WHERE CASE WHEN l.target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
            ELSE EXISTS (SELECT FROM pg_catalog.pg_class c
                         WHERE c.oid OPERATOR(pg_catalog.=) l.target::pg_catalog.oid
                           AND c.reltype OPERATOR(pg_catalog.=) l.target_type::pg_catalog.oid
+                          AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')
                           AND (pg_catalog.has_table_privilege(c.oid, 'SELECT')
                                OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT')))
       END;
 
 COMMENT ON VIEW @extschema@.idem_batches IS
-'The batches that were applied to the tables which the current user may SELECT from, and the user''s own claims without a target.';
+'The batches that were applied to the tables which the current user may SELECT from, and the claims without a target of the roles whose rights the user has.';
 COMMENT ON COLUMN @extschema@.idem_batches.target IS 'table that the batch was merged into; - for idem_claim() without a target';
 COMMENT ON COLUMN @extschema@.idem_batches.pipeline IS 'sender of the batch, empty string if unnamed';
 COMMENT ON COLUMN @extschema@.idem_batches.batch_id IS 'name of the batch within target and pipeline';
@@ -226,7 +231,7 @@ on_replay: skip (default: return the recorded result), error (II002) or reapply.
 on_mismatch: known batch_id with other content, key or options: error (default, II001), skip (staging is not read) or apply.
 nowait: true: 55P03 instead of waiting for the same batch in another session; default false.
 exclusive: true: an ACCESS EXCLUSIVE lock on the target is allowed; no effect in this version; default false.
-dry_run: true: exact counts, nothing written or locked; works on a standby; default false.
+dry_run: true: exact counts, nothing written or claimed, and no lock but ACCESS SHARE; works on a standby; default false.
 metadata: kept in the ledger, for example a file name or offsets. Default NULL.
 Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others.
 Errors: 21000 duplicate keys, 23502 NULL key, 42P10 no unique index on the key, 42703 columns differ, II001 mismatch, II002 already applied, II003 stale row, II004 replay into a target that lost the batch, II005 derived id seen before but not in the target any more; and whatever the equivalent INSERT would raise.$comment$;

@@ -22,8 +22,9 @@ CREATE FUNCTION same(a text, b text) RETURNS boolean LANGUAGE sql AS $$ SELECT f
 \pset format unaligned
 
 --
--- Known answers: another major or another platform must give the same. If one
--- of these changes, batches that were recorded before are not recognised any more.
+-- Known answers: another major must give the same, and another platform too, where
+-- the reference does not say that the type is not portable. If one of these
+-- changes, batches that were recorded before are not recognised any more.
 --
 
 CREATE TYPE color AS ENUM ('red', 'green', 'blue');

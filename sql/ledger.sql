@@ -290,6 +290,11 @@ SELECT try_merge($$'full_s', 'full_t', batch_id => 'A again'$$);
 SELECT * FROM full_t ORDER BY k;
 ROLLBACK;
 SELECT replace(try_merge($$'full_s', 'full_t', on_replay => 'error'$$), :'id_of_a', '<id of A>');
+-- once the target has it again, on_replay => 'error' has nothing else to say
+BEGIN;
+SELECT try_merge($$'full_s', 'full_t', on_replay => 'reapply'$$);
+SELECT replace(try_merge($$'full_s', 'full_t', on_replay => 'error'$$), :'id_of_a', '<id of A>');
+ROLLBACK;
 -- emptied: all of it is missing
 TRUNCATE full_t;
 SELECT replace(try_merge($$'full_s', 'full_t'$$), :'id_of_a', '<id of A>');
@@ -324,6 +329,7 @@ BEGIN;
 TRUNCATE day;
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1', on_mismatch => 'skip'$$);
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1', on_replay => 'error'$$);
 ROLLBACK;
 -- the error, not caught, ends the transaction, and nothing is lost; what would be
 -- applied is no loss
@@ -346,6 +352,27 @@ SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
 ROLLBACK;
 BEGIN;
 DELETE FROM day WHERE k = 99;
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+ROLLBACK;
+-- whatever else the transaction did to the table meanwhile
+BEGIN;
+DELETE FROM day WHERE k = 2;
+ANALYZE day;
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+ROLLBACK;
+BEGIN;
+DELETE FROM day WHERE k = 2;
+CREATE INDEX ON day (v);
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+ROLLBACK;
+BEGIN;
+TRUNCATE day;
+INSERT INTO day VALUES (3, 'three');
+ALTER TABLE day ADD COLUMN more int;
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+ROLLBACK;
+BEGIN;
+CREATE INDEX ON day (v);
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
 ROLLBACK;
 -- in a savepoint that was released; one that was rolled back is no loss
@@ -438,6 +465,11 @@ SELECT try_merge($$'day_s', 'parted', '{k}', 'd1'$$);
 ROLLBACK;
 BEGIN;
 DELETE FROM parted WHERE k = 1;
+SELECT try_merge($$'day_s', 'parted', '{k}', 'd1'$$);
+ROLLBACK;
+-- moving a row to another partition deletes it from its own
+BEGIN;
+UPDATE parted SET k = 5 WHERE k = 1;
 SELECT try_merge($$'day_s', 'parted', '{k}', 'd1'$$);
 ROLLBACK;
 TRUNCATE parted_1;
@@ -615,6 +647,19 @@ BEGIN;
 SELECT idem_forget('many', 'm1');
 ROLLBACK;
 SELECT try_merge($$'day_s', 'many', '{k}', 'm1'$$);
+
+--
+-- What was merged since a snapshot is found without reading all of ledger and audit
+--
+
+BEGIN ISOLATION LEVEL REPEATABLE READ;
+SET LOCAL enable_seqscan = off;
+SELECT sum(seq_scan) FILTER (WHERE relname = 'idem_ledger') AS ledger_before, sum(seq_scan) FILTER (WHERE relname = 'idem_audit') AS audit_before
+FROM pg_stat_xact_all_tables WHERE relid IN ('idem_ledger'::regclass, 'idem_audit'::regclass) \gset
+SELECT try_merge($$'day_s', 'many', '{k}', 'since'$$);
+SELECT relname, seq_scan - CASE relname WHEN 'idem_audit' THEN :audit_before ELSE :ledger_before END AS seq_scans, idx_scan > 0 AS by_index
+FROM pg_stat_xact_all_tables WHERE relid IN ('idem_ledger'::regclass, 'idem_audit'::regclass) ORDER BY 1;
+ROLLBACK;
 
 --
 -- A merge within another transaction's life

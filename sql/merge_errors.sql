@@ -197,6 +197,7 @@ SELECT try_merge($$'s', 0$$);
 SELECT try($$SELECT statement FROM idem_explain('s', 4294967295)$$);
 SELECT try($$SELECT idem_fingerprint(4294967295)$$);
 SELECT try($$SELECT idem_claim('b', 4294967295)$$);
+SELECT try($$SELECT idem_claim('b', 0)$$);
 SELECT try($$SELECT idem_forget(4294967295, 'b')$$);
 
 -- staging that has no rows to read
@@ -375,6 +376,9 @@ SELECT try_merge($$'loose_s', 'loose', '{k}'$$);
 INSERT INTO loose_s VALUES (NULL, 3, 'c'), (3, NULL, 'd');
 SELECT try_merge($$'loose_s', 'loose', '{k}', 'nulls'$$);
 SELECT try_merge($$'loose_s', 'loose', '{k,l}'$$);
+-- the same whatever the order of the rows
+CREATE VIEW loose_backwards AS SELECT * FROM loose_s ORDER BY v DESC;
+SELECT try_merge($$'loose_backwards', 'loose', '{k,l}'$$);
 SELECT try_merge($$'loose_s', 'loose', '{k}', dry_run => true$$);
 SELECT try_merge($$'loose_s', 'loose', '{k}', mode => 'update'$$);
 SELECT try_merge($$'loose_s', 'loose', '{k}', mode => 'insert'$$);

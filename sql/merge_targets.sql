@@ -136,6 +136,14 @@ SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '3', dry_run => true);
 SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '3');
 UPDATE rekey_s SET v = '2';
 SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '4');
+-- The staged key is stored, from before the trigger: the row is matched, and is
+-- inserted under the other key. That is not a row that somebody has deleted
+-- meanwhile, which would be tried again and again.
+ALTER TABLE rekey ADD COLUMN kept text NOT NULL DEFAULT 'none', DISABLE TRIGGER rekey;
+INSERT INTO rekey VALUES ('E', '1', 'kept');
+ALTER TABLE rekey ENABLE TRIGGER rekey;
+INSERT INTO rekey_s VALUES ('E', '2');
+SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '5');
 TABLE rekey ORDER BY k;
 -- Triggers that merge into other tables, each within the merge of the outer one.
 CREATE TABLE outer_t (k int PRIMARY KEY, v text);
@@ -191,6 +199,52 @@ CREATE TRIGGER selfish AFTER INSERT OR UPDATE ON selfish FOR EACH STATEMENT EXEC
 INSERT INTO selfish_s VALUES (1, 'a'), (2, 'b');
 SELECT summary FROM idem_merge('selfish_s', 'selfish', '{k}', 'outer');
 TABLE selfish ORDER BY k;
+-- One that merges the very batch which is being merged, under each answer to a
+-- known batch; none of the errors leaves anything behind. Then the same while
+-- the batch is applied again.
+CREATE TABLE ouroboros (k int PRIMARY KEY, v text);
+CREATE FUNCTION ouroboros() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE current_setting('targets.again');
+    RETURN NULL;
+END $$;
+CREATE TRIGGER ouroboros AFTER INSERT OR UPDATE ON ouroboros FOR EACH STATEMENT WHEN (pg_trigger_depth() < 2) EXECUTE FUNCTION ouroboros();
+CREATE FUNCTION ouroboros(again text, arguments text DEFAULT '') RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    result text;
+    state text;
+    message text;
+BEGIN
+    PERFORM set_config('targets.again', again, true);
+    EXECUTE format('SELECT summary FROM public.idem_merge(''targets.selfish_s'', ''targets.ouroboros'', ''{k}'' %s)', arguments) INTO result;
+    RETURN result;
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS state = RETURNED_SQLSTATE, message = MESSAGE_TEXT;
+    RETURN state || ': ' || regexp_replace(message, 'content:[0-9a-f]{32}', 'content:...');
+END $$;
+CREATE VIEW ouroboros_calls (nr, arguments) AS VALUES
+    (1, ', ''b'''), (2, ', ''b'', on_mismatch => ''skip'''), (3, ', ''b'', on_mismatch => ''apply'''),
+    (4, ', ''b'', on_replay => ''reapply'''), (5, ', ''b'', on_replay => ''error'''), (6, '');
+SELECT arguments, ouroboros(format('SELECT public.idem_merge(''targets.selfish_s'', ''targets.ouroboros'', ''{k}'' %s)', arguments),
+                            CASE WHEN arguments <> '' THEN ', ''b''' ELSE '' END) FROM ouroboros_calls ORDER BY nr;
+SELECT count(*) AS rows, (SELECT count(*) FROM idem_batches WHERE target = 'ouroboros'::regclass) AS batches FROM ouroboros;
+SELECT ouroboros('SELECT', ', ''b''');
+UPDATE selfish_s SET v = v || '!';
+SELECT arguments, ouroboros(format('SELECT public.idem_merge(''targets.selfish_s'', ''targets.ouroboros'', ''{k}'' %s)', arguments),
+                            ', ''b'', on_mismatch => ''apply''') FROM ouroboros_calls WHERE arguments <> '' ORDER BY nr;
+SET targets.again = $$SELECT public.idem_merge('targets.selfish_s', 'targets.ouroboros', '{k}', 'c')$$;
+\set SHOW_CONTEXT never
+SELECT summary FROM idem_merge('selfish_s', 'ouroboros', '{k}', 'c');
+-- One that has the running batch forgotten, and perhaps merged at once: there
+-- would be no ledger row to complete, or that of another merge.
+SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'c')$$, ', ''c''');
+SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'c'), public.idem_merge('targets.selfish_s', 'targets.ouroboros', '{k}', 'c')$$, ', ''c''');
+SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'b')$$, ', ''b'', on_mismatch => ''apply''');
+CREATE FUNCTION ouroboros_forgets() RETURNS text LANGUAGE sql VOLATILE AS $$ SELECT public.idem_forget('targets.ouroboros', 'b')::text $$;
+CREATE VIEW ouroboros_s AS SELECT 1 AS k, ouroboros_forgets() AS v;
+SELECT summary FROM idem_merge('ouroboros_s', 'ouroboros', '{k}', 'b', on_mismatch => 'apply');
+SELECT batch_id, revision, rows_inserted, fingerprint IS NOT NULL AS complete FROM idem_batches WHERE target = 'ouroboros'::regclass;
+\set SHOW_CONTEXT errors
 
 -- Foreign keys, on both sides of the merge, checks, and what is generated.
 CREATE TABLE parent (id int PRIMARY KEY, name text);

@@ -150,6 +150,50 @@ SELECT mode, plain, merge, count(*) FROM grid GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 -- where they differ
 SELECT rights, mode, plain, merge FROM grid WHERE plain <> merge ORDER BY nr;
 
+-- the same for a column that is written and not compared; a dry run needs what
+-- the merge needs. The fourth mode is upsert with nothing to set on a match.
+CREATE TABLE audit_t (k int PRIMARY KEY, v text, a text);
+CREATE TABLE audit_s (k int, v text, a text);
+GRANT SELECT ON audit_s TO idem_p_user;
+INSERT INTO audit_t VALUES (1, 'old', 'first');
+INSERT INTO audit_s VALUES (1, 'new', 'second'), (2, 'new', 'second');
+CREATE TABLE audit_grid (nr serial, rights text[], mode text, plain text, merge text, dry_run text);
+CREATE FUNCTION compare_audit(rights text[]) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    one text;
+    mode text;
+    plain text;
+    merge text;
+BEGIN
+    REVOKE ALL ON audit_t FROM idem_p_user;
+    FOREACH one IN ARRAY rights || '{INSERT (k\, v),UPDATE (v),SELECT (k\, v)}'::text[] LOOP
+        EXECUTE format('GRANT %s ON audit_t TO idem_p_user', one);
+    END LOOP;
+    FOREACH mode IN ARRAY '{upsert,insert,update,nothing}'::text[] LOOP
+        plain := CASE mode
+            WHEN 'upsert' THEN 'INSERT INTO privileges.audit_t AS t SELECT k, v, a FROM privileges.audit_s
+                                ON CONFLICT (k) DO UPDATE SET v = excluded.v, a = excluded.a WHERE t.v IS DISTINCT FROM excluded.v RETURNING t.k'
+            WHEN 'update' THEN 'UPDATE privileges.audit_t AS t SET v = s.v, a = s.a FROM privileges.audit_s AS s
+                                WHERE t.k = s.k AND t.v IS DISTINCT FROM s.v RETURNING t.k'
+            ELSE 'INSERT INTO privileges.audit_t AS t SELECT k, v, a FROM privileges.audit_s ON CONFLICT (k) DO NOTHING RETURNING t.k' END;
+        merge := format('SELECT status FROM public.idem_merge(''privileges.audit_s'', ''privileges.audit_t'', audit_cols => ''{a}'', %s',
+                        CASE WHEN mode = 'nothing' THEN 'update_cols => ''{}''' ELSE format('mode => %L', mode) END);
+        INSERT INTO audit_grid (rights, mode, plain, merge, dry_run)
+        VALUES (rights, mode, run_as('idem_p_user', plain), run_as('idem_p_user', merge || ')'), run_as('idem_p_user', merge || ', dry_run => true)'));
+    END LOOP;
+END $$;
+SELECT count(compare_audit(ARRAY(SELECT g FROM unnest(ARRAY['INSERT (a)', 'UPDATE (a)', 'SELECT (a)']) WITH ORDINALITY u (g, i)
+                                 WHERE set & (1 << i::int - 1) <> 0)))
+FROM generate_series(0, 7) set;
+SELECT mode, plain, merge, dry_run, count(*) FROM audit_grid GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4;
+SELECT rights, mode, plain, merge, dry_run FROM audit_grid WHERE plain <> merge OR merge <> dry_run ORDER BY nr;
+-- a replay, which runs no statement, needs the same
+GRANT INSERT (a), UPDATE (a), SELECT (a) ON audit_t TO idem_p_user;
+SELECT summary FROM idem_merge('audit_s', 'audit_t', NULL, 'once', audit_cols => '{a}');
+SELECT run_as('idem_p_user', 'SELECT summary FROM public.idem_merge(''privileges.audit_s'', ''privileges.audit_t'', NULL, ''once'', audit_cols => ''{a}'')', true) AS may;
+REVOKE SELECT (a) ON audit_t FROM idem_p_user;
+SELECT run_as('idem_p_user', 'SELECT summary FROM public.idem_merge(''privileges.audit_s'', ''privileges.audit_t'', NULL, ''once'', audit_cols => ''{a}'')', true) AS may_not;
+
 --
 -- Whose rights
 --
@@ -189,6 +233,9 @@ GRANT SELECT ON wider TO idem_p_full, idem_p_owner;
 SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS full,
        run_as('idem_p_owner', 'SELECT summary FROM public.idem_merge(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS owner,
        run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.wider'', ''privileges.t'', on_schema_change => ''ignore'')', true) AS ignore;
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'', dry_run => true)', true) AS full_dry_run,
+       run_as('idem_p_full', 'SELECT engine FROM public.idem_explain(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS full_explain,
+       run_as('idem_p_owner', 'SELECT engine FROM public.idem_explain(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS owner_explain;
 -- staging that is a view: the rights of its owner on what is below, unless it says otherwise
 CREATE TABLE hidden AS TABLE s;
 CREATE VIEW lends AS SELECT * FROM hidden;
@@ -242,6 +289,18 @@ SET idem.tenant = 'nobody';
 SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.tenants_s'', ''privileges.tenants'', ''{k}'', ''3'')', true) AS full;
 RESET idem.tenant;
 ALTER POLICY own ON tenants_s USING (true);
+-- a plan that is kept and cannot be made: it is kept once, however often it is tried
+CREATE FUNCTION refuse() RETURNS boolean LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RAISE 'refused' USING errcode = 'P0042'; END $$;
+CREATE TABLE refuses AS TABLE s;
+GRANT SELECT ON refuses TO idem_p_full;
+ALTER TABLE refuses ENABLE ROW LEVEL SECURITY;
+CREATE POLICY refuse ON refuses USING (refuse());
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.refuses'', ''privileges.t'')', true) AS refused;
+SELECT count(*) AS plans FROM pg_backend_memory_contexts WHERE name = 'CachedPlanSource' \gset
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.refuses'', ''privileges.t'')') AS refused FROM generate_series(1, 3);
+SELECT count(*) - :plans AS more_plans FROM pg_backend_memory_contexts WHERE name = 'CachedPlanSource';
+ALTER POLICY refuse ON refuses USING (true);
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.refuses'', ''privileges.t'')', true) AS not_refused;
 
 -- a stored row that is hidden: refused, with no word about what it is; plain SQL does the same
 SELECT run_as('idem_p_full', 'INSERT INTO privileges.tenants AS t SELECT * FROM privileges.tenants_s ON CONFLICT (k) DO UPDATE SET v = excluded.v', true) AS plain,

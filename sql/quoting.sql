@@ -248,6 +248,37 @@ DROP SCHEMA quoting_a, quoting_b, "quoting ""Schéma"".x" CASCADE;
 RESET client_min_messages;
 
 --
+-- Operators in the schema of the key's own ones, for a domain that the key is of:
+-- they fit better than those of the index, and are not asked
+--
+
+CREATE SCHEMA ops;
+CREATE OPERATOR ops.= (LEFTARG = int, RIGHTARG = int, PROCEDURE = int4eq);
+CREATE OPERATOR ops.< (LEFTARG = int, RIGHTARG = int, PROCEDURE = int4lt);
+CREATE OPERATOR ops.<= (LEFTARG = int, RIGHTARG = int, PROCEDURE = int4le);
+CREATE OPERATOR ops.> (LEFTARG = int, RIGHTARG = int, PROCEDURE = int4gt);
+CREATE OPERATOR ops.>= (LEFTARG = int, RIGHTARG = int, PROCEDURE = int4ge);
+CREATE OPERATOR CLASS ops.int_ops FOR TYPE int USING btree AS
+    OPERATOR 1 ops.<, OPERATOR 2 ops.<=, OPERATOR 3 ops.=, OPERATOR 4 ops.>=, OPERATOR 5 ops.>,
+    FUNCTION 1 btint4cmp(int, int);
+CREATE DOMAIN ops.id AS int;
+CREATE FUNCTION ops.hijacked(ops.id, ops.id) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE 'hijacked by %', current_user; END $$;
+CREATE OPERATOR ops.= (LEFTARG = ops.id, RIGHTARG = ops.id, PROCEDURE = ops.hijacked);
+CREATE OPERATOR ops.< (LEFTARG = ops.id, RIGHTARG = ops.id, PROCEDURE = ops.hijacked);
+CREATE TABLE ops.t (k ops.id, v text);
+CREATE UNIQUE INDEX ON ops.t (k ops.int_ops);
+CREATE TABLE ops.s (k ops.id, v text);
+INSERT INTO ops.t VALUES (2, 'old'), (3, 'same');
+INSERT INTO ops.s VALUES (3, 'same'), (2, 'new'), (1, 'more');
+SELECT summary FROM idem_merge('ops.s', 'ops.t', '{k}', mode => 'update');
+SELECT summary FROM idem_merge('ops.s', 'ops.t', '{k}');
+SELECT summary FROM idem_merge('ops.s', 'ops.t', '{k}', mode => 'insert');
+SELECT * FROM ops.t ORDER BY k;
+SET client_min_messages = warning;
+DROP SCHEMA ops CASCADE;
+RESET client_min_messages;
+
+--
 -- The extension in a schema whose name needs quotes, in a database of its own
 --
 

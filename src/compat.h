@@ -12,6 +12,7 @@
 #include "access/genam.h"
 #include "access/tableam.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
@@ -39,6 +40,16 @@ namespace_aclcheck_compat(Oid namespace_oid, Oid role, AclMode mode)
 #endif
 }
 
+static inline bool
+class_ownercheck_compat(Oid relid, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(RelationRelationId, relid, role);
+#else
+	return pg_class_ownercheck(relid, role);
+#endif
+}
+
 /* 16 lets the caller choose whether to copy, 15 always does: here the caller frees. */
 static inline bool
 tuplesort_getdatum_compat(Tuplesortstate *state, Datum *value, bool *isnull)
@@ -50,17 +61,7 @@ tuplesort_getdatum_compat(Tuplesortstate *state, Datum *value, bool *isnull)
 #endif
 }
 
-/* 18 brought virtual generated columns and WITHOUT OVERLAPS. */
-static inline bool
-index_is_without_overlaps_compat(Relation index)
-{
-#if PG_VERSION_NUM >= 180000
-	return index->rd_index->indisunique && index->rd_index->indisexclusion;
-#else
-	return false;
-#endif
-}
-
+/* 18 brought virtual generated columns. */
 static inline bool
 attribute_is_virtual_compat(Form_pg_attribute attribute)
 {

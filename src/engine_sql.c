@@ -9,7 +9,9 @@
  * so that nobody runs what was planned for another's rights. The plan cache
  * below SPI plans again when a relation changes; a plan is dropped as well when
  * a relation has grown or shrunk a lot since, because what suits ten rows does
- * not suit ten million.
+ * not suit ten million. That goes for tables and partitions; the size of a
+ * partitioned table is not added up, and its plan stays until ANALYZE or the like
+ * makes it invalid.
  *
  *-------------------------------------------------------------------------
  */
@@ -55,7 +57,7 @@ typedef struct KeptPlan
 static KeptPlan kept_plans[MAX_KEPT_PLANS];
 static uint64 plan_clock = 0;
 
-/* The size of a table in blocks; 0 for what has no storage of its own. */
+/* The size of a table in blocks; 0 for what has no storage, or parts that have. */
 static BlockNumber
 relation_blocks(Oid relid)
 {
@@ -89,7 +91,8 @@ drop_plan(KeptPlan *entry)
 }
 
 /*
- * The kept plan of a statement, prepared if there is none. The caller holds
+ * The kept plan of a statement, prepared if there is none: it is planned by the
+ * caller, once it is where it will be found again or dropped. The caller holds
  * locks on both relations, and marks the entry while it is in use.
  */
 static KeptPlan *
@@ -121,7 +124,6 @@ get_plan(const char *sql, Oid staging, Oid target)
 			oldest = entry;
 	}
 	plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, oldest != NULL);
-	idem_spi_plan_without_jit(plan, oldest != NULL);
 	if (oldest == NULL)
 	{
 		/* All are in use, by merges within merges: this one is not kept. */
@@ -161,16 +163,15 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid targe
 	params->params[0].isnull = false;
 	params->params[0].pflags = PARAM_FLAG_CONST;
 	if (source->materialized)
-	{
 		unkept.plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, false);
-		idem_spi_plan_without_jit(unkept.plan, false);
-	}
 	else
 		entry = get_plan(sql, source->staging, target);
-	idem_spi_require_meaning(entry->plan, read, target, schema);
 	entry->in_use++;
 	PG_TRY();
 	{
+		/* One that is kept may still lack a plan, if planning failed before. */
+		idem_spi_plan_without_jit(entry->plan, entry->sql != NULL);
+		idem_spi_require_meaning(entry->plan, read, target, schema);
 		(void) idem_spi_run_plan(entry->plan, params, source->read_only);
 	}
 	PG_FINALLY();
@@ -285,7 +286,7 @@ attempt_apply(void *arg)
  * Apply the batch. A row that was matched and then deleted by somebody else,
  * before it could be locked, would be inserted with stored values of columns
  * that the batch does not set. Then the attempt is undone, and another snapshot
- * shows that the row is gone.
+ * shows that the row is gone. Above READ COMMITTED there is no other one.
  */
 void
 idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
@@ -307,7 +308,7 @@ idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 			 errmsg("could not serialize access due to concurrent delete"),
-			 errdetail("A stored row of the batch was deleted before it could be updated."),
+			 errdetail("A stored row of the batch was deleted, or its key was changed, before it could be updated."),
 			 errhint("Run the transaction again.")));
 }
 

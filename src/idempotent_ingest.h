@@ -42,7 +42,4 @@
 /* Version of the fingerprint's algorithm; rowhash.c defines it. */
 #define IDEM_FINGERPRINT_VERSION	1
 
-/* A fingerprint as text: 32 hexadecimal digits and the terminator. */
-#define IDEM_FINGERPRINT_LEN	33
-
 #endif							/* IDEMPOTENT_INGEST_H */

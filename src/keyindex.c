@@ -20,7 +20,6 @@
 #include "utils/relcache.h"
 #include "utils/syscache.h"
 
-#include "compat.h"
 #include "keyindex.h"
 #include "relcheck.h"
 
@@ -72,7 +71,8 @@ rejection(Relation index, KeyMatch match)
 	if (match != KEY_EQUAL)
 		return RelationGetIndexExpressions(index) != NIL ? "has expressions" :
 			"has other columns";
-	if (index->rd_index->indisexclusion || index_is_without_overlaps_compat(index))
+	/* 18 counts WITHOUT OVERLAPS among these. */
+	if (index->rd_index->indisexclusion)
 		return "is of an exclusion constraint";
 	if (!index->rd_index->indisunique)
 		return "is not unique";
@@ -192,7 +192,9 @@ idem_keyindex_find(IdemMergeInfo *info, Relation target, List *attnums)
 				 OidIsValid(chosen) ?
 				 errdetail("There is an immediate unique index on the same columns too, but INSERT ... ON CONFLICT cannot tell them apart.") :
 				 errdetail("Its uniqueness may be checked only at commit."),
-				 errhint("Make the constraint NOT DEFERRABLE, or drop it in favor of a unique index.")));
+				 OidIsValid(chosen) ?
+				 errhint("Drop the constraint; the unique index is enough.") :
+				 errhint("Drop the constraint, and add it again as NOT DEFERRABLE.")));
 	if (!OidIsValid(chosen) && exclusion)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),

@@ -9,7 +9,9 @@
  *
  * The row of a batch is inserted before the batch has any effect, and is
  * completed in the same transaction: there is no such thing as a row in
- * progress that a crash could leave behind.
+ * progress that a crash could leave behind. Until it is completed, the row of a
+ * merge has no fingerprint; what the merge itself runs, a trigger for example,
+ * can see it then.
  *
  *-------------------------------------------------------------------------
  */
@@ -26,7 +28,6 @@
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
-#include "compat.h"
 #include "idempotent_ingest.h"
 #include "ledger.h"
 #include "security.h"
@@ -59,12 +60,13 @@ idem_ledger_open(Oid function)
 	Oid			relid = get_relname_relid("idem_ledger", namespace_oid);
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	const char *schema;
+	char	   *earlier;
 
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the ledger of extension \"idempotent_ingest\" is missing"),
-				 errhint("Create the extension again.")));
+				 errhint("Undo what was done to the table \"idem_ledger\", or restore it from a backup; a new one would not know which batches were applied.")));
 	schema = quote_identifier(get_namespace_name(namespace_oid));
 	if (relid != current.relid || strcmp(schema, current.schema) != 0)
 	{
@@ -75,9 +77,10 @@ idem_ledger_open(Oid function)
 				idem_spi_free_plan(plans[i]);
 			plans[i] = NULL;
 		}
-		if (current.schema)
-			pfree(current.schema);
+		earlier = current.schema;
 		current.schema = MemoryContextStrdup(TopMemoryContext, schema);
+		if (earlier)
+			pfree(earlier);
 		current.relid = relid;
 		current.schema_oid = namespace_oid;
 	}
@@ -204,6 +207,23 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 	return true;
 }
 
+/*
+ * Lock the row of a batch without waiting. False if somebody else has it; true
+ * too if there is none. Whoever has the batch lock meets nobody here but those
+ * who take no batch lock, such as idem_forget() without a batch id.
+ */
+bool
+idem_ledger_try_lock(const IdemLedger *ledger, const IdemBatchKey *key)
+{
+	IdemSpiArgs args = {0};
+	char	   *sql = psprintf("SELECT FROM %s.idem_ledger" WHERE_KEY, ledger->schema);
+
+	key_arguments(&args, key);
+	/* NOWAIT would be an error that does not name the batch. */
+	return run_once(ledger, psprintf("%s FOR UPDATE SKIP LOCKED", sql), &args) > 0 ||
+		run_once(ledger, sql, &args) == 0;
+}
+
 /* $5 and on: what both idem_ledger_insert() and idem_ledger_revise() set. */
 static void
 batch_arguments(IdemSpiArgs *args, const int32 *turn_class, const char *options,
@@ -241,6 +261,18 @@ idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key, bool is_me
 								 " ON CONFLICT DO NOTHING", ledger->schema), &args) > 0;
 }
 
+/* A merge has one row, unless something that it runs has removed it. */
+static void
+require_one_row(uint64 processed, const IdemBatchKey *key)
+{
+	if (processed != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("batch \"%s\" was forgotten while it was merged", key->batch_id),
+				 errdetail("A trigger, a default or a view that the merge runs has called idem_forget()."),
+				 errhint("Call idem_forget() before the merge or after it.")));
+}
+
 /*
  * Turn the row of a batch into that of its next revision, and keep what it was
  * in idem_audit. action is what idem_audit calls it.
@@ -261,19 +293,21 @@ idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char
 							 ledger->schema, ledger->schema), &args);
 	args.count = 4;
 	batch_arguments(&args, turn_class, options, metadata, metadata_null);
-	(void) run_once(ledger,
-					psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
-							 " earlier_fingerprints = earlier_fingerprints || fingerprint,"
-							 " role = $5::name, application_name = $6, turn = $7, options = $8::jsonb,"
-							 " metadata = COALESCE($9, metadata), xid = pg_current_xact_id()" WHERE_KEY,
-							 ledger->schema), &args);
+	require_one_row(run_once(ledger,
+							 psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
+									  " earlier_fingerprints = earlier_fingerprints || fingerprint,"
+									  " fingerprint = NULL, role = $5::name, application_name = $6,"
+									  " turn = $7, options = $8::jsonb,"
+									  " metadata = COALESCE($9, metadata),"
+									  " xid = pg_current_xact_id()" WHERE_KEY,
+									  ledger->schema), &args), key);
 }
 
 /* Write the outcome of a merge into its row; rows as in IdemLedgerEntry. */
 void
 idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const int64 *rows,
 					 const char *fingerprint, List *columns, const char *engine,
-					 TimestampTz started, TimestampTz finished)
+					 TimestampTz finished, const Interval *elapsed)
 {
 	IdemSpiArgs args = {0};
 
@@ -285,12 +319,13 @@ idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const in
 	idem_spi_arg(&args, TEXTARRAYOID, list_to_text_array(columns), false);
 	idem_spi_arg_text(&args, engine);
 	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(finished), false);
-	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(started), false);
-	(void) run_prepared(ledger, STATEMENT_COMPLETE,
-						psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
-								 " fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
-								 " ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17 - $18)"
-								 WHERE_KEY, ledger->schema), &args);
+	idem_spi_arg(&args, INTERVALOID, IntervalPGetDatum(elapsed), false);
+	require_one_row(run_prepared(ledger, STATEMENT_COMPLETE,
+								 psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
+										  " fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
+										  " ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+										  WHERE_KEY " AND fingerprint IS NULL",
+										  ledger->schema), &args), key);
 }
 
 /*
@@ -322,7 +357,8 @@ idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_cl
 												 " UNION ALL"
 												 " SELECT (entry->>'xid')::xid8, (entry->>'turn')::integer"
 												 " FROM %s.idem_audit WHERE entry->>'target' = $1::text"
-												 " AND entry->>'operation' = 'merge') AS merged"
+												 " AND entry->>'operation' = 'merge'"
+												 " AND (entry->>'xid')::bigint >= pg_snapshot_xmin($2::pg_snapshot)::text::bigint) AS merged"
 												 " WHERE (turn IS NULL OR $3 IS NULL OR turn <> $3)"
 												 " AND xid < pg_snapshot_xmax(pg_current_snapshot())"
 												 " AND NOT pg_visible_in_snapshot(xid, $2::pg_snapshot)"
@@ -331,6 +367,40 @@ idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_cl
 										ledger->relid, &args) > 0;
 	idem_security_pop(&saved);
 	return overtaken;
+}
+
+/* $1 to $5 of the statements of idem_forget(). */
+static void
+forget_arguments(IdemSpiArgs *args, const IdemBatchKey *key, const TimestampTz *applied_since)
+{
+	key_arguments(args, key);
+	idem_spi_arg(args, TIMESTAMPTZOID,
+				 applied_since ? TimestampTzGetDatum(*applied_since) : (Datum) 0,
+				 applied_since == NULL);
+}
+
+#define WHERE_FORGOTTEN " WHERE target = $1 AND ($2 IS NULL OR pipeline = $2)" \
+	" AND ($3 IS NULL OR batch_id = $3) AND claimed_by = $4" \
+	" AND ($5 IS NULL OR applied_at >= $5)"
+
+/*
+ * The pipelines, in order, of the batches that idem_ledger_forget() would
+ * remove; palloc'd in the current memory context.
+ */
+List *
+idem_ledger_pipelines(const IdemLedger *ledger, const IdemBatchKey *key,
+					  const TimestampTz *applied_since)
+{
+	IdemSpiArgs args = {0};
+	List	   *pipelines = NIL;
+	uint64		count;
+
+	forget_arguments(&args, key, applied_since);
+	count = run_once(ledger, psprintf("SELECT DISTINCT pipeline FROM %s.idem_ledger" WHERE_FORGOTTEN
+									  " ORDER BY pipeline", ledger->schema), &args);
+	for (uint64 i = 0; i < count; i++)
+		pipelines = lappend(pipelines, idem_spi_text(i, 1, CurrentMemoryContext));
+	return pipelines;
 }
 
 /*
@@ -343,26 +413,21 @@ idem_ledger_forget(const IdemLedger *ledger, const IdemBatchKey *key,
 				   const TimestampTz *applied_since, const char *reason, bool dry_run)
 {
 	IdemSpiArgs args = {0};
-	const char *condition = " WHERE target = $1 AND ($2 IS NULL OR pipeline = $2)"
-	" AND ($3 IS NULL OR batch_id = $3) AND claimed_by = $4"
-	" AND ($5 IS NULL OR applied_at >= $5)";
 	bool		isnull;
 
-	key_arguments(&args, key);
-	idem_spi_arg(&args, TIMESTAMPTZOID,
-				 applied_since ? TimestampTzGetDatum(*applied_since) : (Datum) 0,
-				 applied_since == NULL);
+	forget_arguments(&args, key, applied_since);
 	if (dry_run)
 	{
-		(void) run_once(ledger, psprintf("SELECT count(*) FROM %s.idem_ledger%s",
-										 ledger->schema, condition), &args);
+		(void) run_once(ledger, psprintf("SELECT count(*) FROM %s.idem_ledger" WHERE_FORGOTTEN,
+										 ledger->schema), &args);
 		return DatumGetInt64(idem_spi_value(0, 1, CurrentMemoryContext, &isnull));
 	}
 	idem_spi_arg_text(&args, GetUserNameFromId(GetUserId(), false));
 	idem_spi_arg_text(&args, reason);
 	return run_once(ledger,
-					psprintf("WITH gone AS (DELETE FROM %s.idem_ledger%s RETURNING *)"
+					psprintf("WITH gone AS (DELETE FROM %s.idem_ledger" WHERE_FORGOTTEN
+							 " RETURNING *)"
 							 " INSERT INTO %s.idem_audit (role, action, reason, entry)"
 							 " SELECT $6::name, 'forget', $7, to_jsonb(gone) FROM gone",
-							 ledger->schema, condition, ledger->schema), &args);
+							 ledger->schema, ledger->schema), &args);
 }

@@ -38,7 +38,8 @@ typedef struct IdemLedgerEntry
 {
 	bool		is_merge;
 	int32		revision;
-	char	   *fingerprint;	/* NULL if a claim had none */
+	char	   *fingerprint;	/* NULL if a claim had none, or while this
+								 * transaction merges the batch */
 	List	   *columns;		/* of char *, covered by the fingerprint */
 	int64		rows[IDEM_LEDGER_COUNTS];	/* staged, duplicate, inserted,
 											 * updated, deleted, unchanged,
@@ -54,6 +55,7 @@ typedef struct IdemLedgerEntry
 extern const IdemLedger *idem_ledger_open(Oid function);
 extern bool idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key,
 							 const char *options, bool lock, IdemLedgerEntry *entry);
+extern bool idem_ledger_try_lock(const IdemLedger *ledger, const IdemBatchKey *key);
 extern bool idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key, bool is_merge,
 							   const int32 *turn_class, const char *options,
 							   const char *fingerprint, Datum metadata, bool metadata_null);
@@ -62,8 +64,11 @@ extern void idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key
 							   Datum metadata, bool metadata_null);
 extern void idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key,
 								 const int64 *rows, const char *fingerprint, List *columns,
-								 const char *engine, TimestampTz started, TimestampTz finished);
+								 const char *engine, TimestampTz finished,
+								 const Interval *elapsed);
 extern bool idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_class);
+extern List *idem_ledger_pipelines(const IdemLedger *ledger, const IdemBatchKey *key,
+								   const TimestampTz *applied_since);
 extern int64 idem_ledger_forget(const IdemLedger *ledger, const IdemBatchKey *key,
 								const TimestampTz *applied_since, const char *reason,
 								bool dry_run);

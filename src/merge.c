@@ -3,12 +3,14 @@
  * merge.c
  *	  One merge from beginning to end: resolve, lock, claim, apply, record.
  *
- * Locks are taken in this order: target and staging; the batch; the target's
- * turn; the ledger row; rows of the target in key order. The batch comes before
- * the turn, other than for the ledger row, so that a replay does not queue
- * behind merges of other batches, and so that nowait finds out about the same
- * batch at once. Whoever has the turn never waits for the batch lock of another
- * batch, unless its transaction merges more than one.
+ * Locks are taken in this order: target and staging; the batch, with its ledger
+ * row if there is one and it may be rewritten (reapply, apply); the target's
+ * turn; the ledger row if it is new; rows of the target in key order. The batch
+ * comes before the turn so that a replay does not queue behind merges of other
+ * batches (unless its id is derived: then it has to look at the target), and so
+ * that nowait finds out about the same batch at once. Whoever has the turn never
+ * waits for the batch lock of another batch, unless its transaction merges more
+ * than one.
  *
  *-------------------------------------------------------------------------
  */
@@ -16,10 +18,7 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
-#include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "engine_native.h"
@@ -112,13 +111,27 @@ resolve(const IdemRequest *request)
 	/* A weaker lock first, and the stronger one later, would be a deadlock. */
 	if (request->on_schema_change == IDEM_SCHEMA_ADD_COLUMNS && !request->dry_run &&
 		idem_relinfo_differs(request))
+	{
+		idem_security_require_owner(request->target);
 		idem_relcheck_lock(request->target, AccessExclusiveLock);
+	}
 	idem_relcheck_lock(request->target,
 					   request->dry_run ? AccessShareLock : RowExclusiveLock);
 	idem_relcheck_lock(request->staging, AccessShareLock);
 	info = idem_relinfo_resolve(request);
 	idem_relinfo_require_privileges(info);
 	return info;
+}
+
+/* 55P03: nowait is true, and there is somebody to wait for. */
+static void
+report_busy(const IdemBatchKey *key)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+			 errmsg("another transaction is working on batch \"%s\"", key->batch_id),
+			 errdetail("It has not ended yet, and \"nowait\" is true."),
+			 errhint("Try again later.")));
 }
 
 /* Look the batch up, with the options as they are now. */
@@ -128,6 +141,9 @@ find(Merge *merge, IdemLedgerEntry *entry)
 	bool		lock = merge->request->on_replay == IDEM_REPLAY_REAPPLY ||
 	merge->request->on_mismatch == IDEM_MISMATCH_APPLY;
 
+	if (lock && merge->request->nowait &&
+		!idem_ledger_try_lock(merge->ledger, &merge->key))
+		report_busy(&merge->key);
 	return idem_ledger_find(merge->ledger, &merge->key, merge->info->options, lock, entry);
 }
 
@@ -159,9 +175,9 @@ require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_LOST_BATCH),
 			 entry->is_merge ?
-			 errmsg("batch \"%s\" was already applied, but target \"%s\" has lost it",
+			 errmsg("batch \"%s\" was already applied, but target \"%s\" may have lost it",
 					key->batch_id, get_rel_name(key->target)) :
-			 errmsg("batch \"%s\" was already claimed, but target \"%s\" has lost it",
+			 errmsg("batch \"%s\" was already claimed, but target \"%s\" may have lost it",
 					key->batch_id, get_rel_name(key->target)),
 			 deleted ?
 			 errdetail("It was recorded at %s, and this transaction has deleted rows from the target or truncated it.",
@@ -176,25 +192,31 @@ require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 /* II001: the id is known for something else. */
 static void
 report_mismatch(const IdemBatchKey *key, const IdemLedgerEntry *entry, bool content_differs,
-				bool columns_missing, int64 staged)
+				bool columns_missing, const IdemCounts *now)
 {
+	bool		options_only = !content_differs && !columns_missing;
+
 	StringInfoData detail;
 
 	initStringInfo(&detail);
-	appendStringInfo(&detail, "It was applied at %s with %lld staged rows.",
-					 timestamptz_to_str(entry->applied_at), (long long) entry->rows[0]);
+	appendStringInfo(&detail, "It was applied at %s with %lld staged row%s.",
+					 timestamptz_to_str(entry->applied_at), (long long) entry->rows[0],
+					 entry->rows[0] == 1 ? "" : "s");
 	if (columns_missing)
 		appendStringInfoString(&detail, " Staging lacks columns that it had then.");
-	else if (content_differs)
-		appendStringInfo(&detail, " The content differs; staging has %lld rows now.",
-						 (long long) staged);
+	else
+		appendStringInfo(&detail, " The content %s; staging has %lld row%s now.",
+						 content_differs ? "differs" : "is the same",
+						 (long long) now->staged, now->staged == 1 ? "" : "s");
 	if (entry->differing)
 		appendStringInfo(&detail, " Options that differ: %s.", entry->differing);
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_MISMATCH),
 			 errmsg("batch \"%s\" was already applied with different %s", key->batch_id,
-					content_differs || columns_missing ? "content" : "options"),
+					options_only ? "options" : "content"),
 			 errdetail_internal("%s", detail.data),
+			 options_only ?
+			 errhint("Repeat the call with the options that it was applied with, or use on_mismatch => 'apply' to apply it with these.") :
 			 errhint("Give other content another batch id, or use on_mismatch => 'apply' to apply it under this one.")));
 }
 
@@ -210,93 +232,17 @@ report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 			 errhint("Use another batch id or another pipeline.")));
 }
 
-/* Are the columns among those that staging is read by? */
-static bool
-can_scan(Merge *merge, List *columns)
-{
-	ListCell   *lc;
-	ListCell   *other;
-
-	if (!merge->source.materialize)
-		return true;
-	foreach(lc, columns)
-	{
-		bool		found = false;
-
-		foreach(other, merge->source.columns)
-			found |= strcmp(lfirst(lc), lfirst(other)) == 0;
-		if (!found)
-			return false;
-	}
-	return true;
-}
-
 /*
- * Decide what a known batch id means for this call. NULL: it is a replay, and
- * the result is set. Otherwise the batch is to be applied again, and the result
- * is what idem_audit calls that.
+ * 40001: a ledger row is in the way, and cannot be seen. Only somebody who does
+ * not lock batches can have come before us.
  */
-static const char *
-decide(Merge *merge, const IdemLedgerEntry *entry)
+static void
+report_race(const IdemBatchKey *key)
 {
-	const IdemRequest *request = merge->request;
-	bool		content_differs = false;
-	bool		columns_missing = false;
-	IdemCounts	counts = {0};
-
-	if (!entry->is_merge)
-		report_other_operation(&merge->key, entry);
-	if (request->on_mismatch != IDEM_MISMATCH_SKIP && !merge->derived)
-	{
-		List	   *columns = idem_relinfo_columns(merge->info->staging, entry->columns, true);
-
-		columns_missing = columns == NIL || !can_scan(merge, columns);
-		if (!columns_missing)
-			content_differs = strcmp(scan(merge, columns, &counts), entry->fingerprint) != 0;
-		if (columns_missing || content_differs || entry->differing)
-		{
-			if (request->on_mismatch == IDEM_MISMATCH_APPLY)
-				return "apply";
-			report_mismatch(&merge->key, entry, content_differs, columns_missing, counts.staged);
-		}
-	}
-	if (request->on_replay == IDEM_REPLAY_REAPPLY)
-		return "reapply";
-	if (request->on_replay == IDEM_REPLAY_ERROR)
-		ereport(ERROR,
-				(errcode(ERRCODE_IDEM_ALREADY_APPLIED),
-				 errmsg("batch \"%s\" was already applied", merge->key.batch_id),
-				 errdetail("It was applied at %s, and \"on_replay\" is error.",
-						   timestamptz_to_str(entry->applied_at)),
-				 errhint("Use on_replay => 'skip' to get the recorded result instead.")));
-	if (merge->derived)
-	{
-		int64		differing;
-		char	   *fingerprint;
-
-		/*
-		 * The same content may have been overwritten since, by a later state:
-		 * whether it is a retry or a return to an earlier state, only the
-		 * caller knows.
-		 */
-		idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
-		differing = counts.inserted + counts.updated;
-		if (differing > 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_IDEM_NOT_IN_TARGET),
-					 errmsg("the same content was merged before and is not in target \"%s\" any more",
-							get_rel_name(merge->key.target)),
-					 errdetail_plural("Batch \"%s\" was applied at %s; %lld staged row differs from the target now.",
-									  "Batch \"%s\" was applied at %s; %lld staged rows differ from the target now.",
-									  differing, merge->key.batch_id,
-									  timestamptz_to_str(entry->applied_at),
-									  (long long) differing),
-					 errhint("If the target is to return to this state, give a batch id of its own, or use on_replay => 'reapply'.")));
-	}
-	else
-		require_batch_in_target(&merge->key, entry);
-	replay(merge, entry);
-	return NULL;
+	ereport(ERROR,
+			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+			 errmsg("could not serialize access to batch \"%s\"", key->batch_id),
+			 errhint("Run the transaction again.")));
 }
 
 /*
@@ -317,6 +263,100 @@ take_turn(Merge *merge)
 						get_rel_name(info->target)),
 				 errdetail("It committed after the snapshot of this transaction was taken."),
 				 errhint("Run the transaction again.")));
+}
+
+/* Are the columns among those that staging is read by? */
+static bool
+can_scan(Merge *merge, List *columns)
+{
+	ListCell   *lc;
+
+	if (!merge->source.materialize)
+		return true;
+	foreach(lc, columns)
+	{
+		if (!idem_relinfo_has_name(merge->source.columns, lfirst(lc)))
+			return false;
+	}
+	return true;
+}
+
+/*
+ * Decide what a known batch id means for this call. NULL: it is a replay, and
+ * the result is set. Otherwise the batch is to be applied again, and the result
+ * is what idem_audit calls that.
+ */
+static const char *
+decide(Merge *merge, const IdemLedgerEntry *entry)
+{
+	const IdemRequest *request = merge->request;
+	bool		content_differs = false;
+	bool		columns_missing = false;
+	IdemCounts	counts = {0};
+
+	if (!entry->is_merge)
+		report_other_operation(&merge->key, entry);
+	/* A row without fingerprint is not complete: nobody else would see it. */
+	if (entry->fingerprint == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_IN_USE),
+				 errmsg("batch \"%s\" is being merged by this very transaction",
+						merge->key.batch_id),
+				 errdetail("A trigger, a default or a view that the merge runs has called idem_merge() for the same batch."),
+				 errhint("Give the inner call another batch id or another pipeline.")));
+	if (request->on_mismatch != IDEM_MISMATCH_SKIP && !merge->derived)
+	{
+		List	   *columns = idem_relinfo_columns(merge->info->staging, entry->columns, true);
+
+		columns_missing = columns == NIL || !can_scan(merge, columns);
+		if (!columns_missing)
+			content_differs = strcmp(scan(merge, columns, &counts), entry->fingerprint) != 0;
+		if (columns_missing || content_differs || entry->differing)
+		{
+			if (request->on_mismatch == IDEM_MISMATCH_APPLY)
+				return "apply";
+			report_mismatch(&merge->key, entry, content_differs, columns_missing, &counts);
+		}
+	}
+	if (request->on_replay == IDEM_REPLAY_REAPPLY)
+		return "reapply";
+	if (merge->derived)
+	{
+		int64		differing;
+		char	   *fingerprint;
+
+		/*
+		 * The same content may have been overwritten since, by a later state:
+		 * whether it is a retry or a return to an earlier state, only the
+		 * caller knows. Merges that are not committed yet count, since they
+		 * may commit before us.
+		 */
+		take_turn(merge);
+		idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
+		differing = counts.inserted + counts.updated;
+		if (differing > 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_IDEM_NOT_IN_TARGET),
+					 errmsg("the same content was merged before and is not in target \"%s\" any more",
+							get_rel_name(merge->key.target)),
+					 errdetail_plural("Batch \"%s\" was applied at %s; %lld staged row differs from the target now.",
+									  "Batch \"%s\" was applied at %s; %lld staged rows differ from the target now.",
+									  differing, merge->key.batch_id,
+									  timestamptz_to_str(entry->applied_at),
+									  (long long) differing),
+					 errhint("If the target is to return to this state, give a batch id of its own, or use on_replay => 'reapply'.")));
+	}
+	else
+		require_batch_in_target(&merge->key, entry);
+	if (request->on_replay == IDEM_REPLAY_ERROR)
+		ereport(ERROR,
+				(errcode(ERRCODE_IDEM_ALREADY_APPLIED),
+				 errmsg("batch \"%s\" was already applied", merge->key.batch_id),
+				 errdetail("It was applied at %s, and \"on_replay\" is error.",
+						   timestamptz_to_str(entry->applied_at)),
+				 errhint("Use on_replay => 'skip' to get the recorded result instead.")));
+	replay(merge, entry);
+	return NULL;
 }
 
 /* Give the target the columns that only staging has, and look at it again. */
@@ -389,15 +429,14 @@ apply(Merge *merge, const char *status, int32 revision)
 				 errhint("Run the transaction again, or give a batch id.")));
 	finished = GetCurrentTimestamp();
 	set_rows(result->rows, &counts);
+	result->elapsed = elapsed_interval(merge->started, finished);
 	idem_ledger_complete(merge->ledger, &merge->key, result->rows, fingerprint,
-						 staged_columns(merge->info), engine,
-						 merge->started, finished);
+						 staged_columns(merge->info), engine, finished, &result->elapsed);
 	result->status = status;
 	result->revision = revision;
 	result->fingerprint = fingerprint;
 	result->engine = engine;
 	result->applied_at = finished;
-	result->elapsed = elapsed_interval(merge->started, finished);
 }
 
 /* Replay, or claim and apply, the batch that merge->key names. */
@@ -410,11 +449,7 @@ submit(Merge *merge)
 
 	if (!idem_turn_lock_batch(merge->key.target, merge->key.pipeline, merge->key.batch_id,
 							  merge->key.claimed_by, request->nowait, merge->ledger->owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("another transaction is working on batch \"%s\"", merge->key.batch_id),
-				 errdetail("It has not ended yet, and \"nowait\" is true."),
-				 errhint("Try again later.")));
+		report_busy(&merge->key);
 	if (!find(merge, &entry))
 	{
 		take_turn(merge);
@@ -425,12 +460,8 @@ submit(Merge *merge)
 			apply(merge, "applied", 1);
 			return;
 		}
-		/* Only somebody who does not lock batches can have come before us. */
 		if (!find(merge, &entry))
-			ereport(ERROR,
-					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					 errmsg("could not serialize access to batch \"%s\"", merge->key.batch_id),
-					 errhint("Run the transaction again.")));
+			report_race(&merge->key);
 	}
 	action = decide(merge, &entry);
 	if (action == NULL)
@@ -482,10 +513,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 	IdemCounts	counts;
 
 	if (!request->dry_run)
-	{
 		PreventCommandIfReadOnly("idem_merge()");
-		PreventCommandIfParallelMode("idem_merge()");
-	}
 	memset(result, 0, sizeof(*result));
 	merge.ledger = ledger;
 	merge.request = request;
@@ -498,6 +526,8 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 
 	idem_spi_connect();
 	merge.info = info = resolve(request);
+	idem_relcheck_snapshot(info->target);
+	idem_relcheck_snapshot(info->staging);
 	idem_relinfo_report(info);
 	idem_source_begin(&merge.source, ledger, info->staging, request->dry_run);
 	if (request->dry_run)
@@ -555,7 +585,7 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 		explanation->locks = psprintf("ACCESS SHARE on %s, ACCESS SHARE on %s",
 									  info->target_name, info->staging_name);
 	else
-		explanation->locks = psprintf("%s on %s, ACCESS SHARE on %s, the batch, %s, rows to be written in key order",
+		explanation->locks = psprintf("%s on %s, ACCESS SHARE on %s, the batch, %s, the ledger row, rows to be written in key order",
 									  adds ? "ACCESS EXCLUSIVE" : "ROW EXCLUSIVE",
 									  info->target_name, info->staging_name,
 									  info->commutes ?
@@ -574,8 +604,7 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 	char	   *fingerprint;
 	ListCell   *lc;
 
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(staging)))
-		idem_relcheck_report_missing(staging);
+	idem_relcheck_require_exists(staging);
 	idem_security_require_visible(staging);
 	if (pg_attribute_aclcheck_all(staging, GetUserId(), ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
 		idem_security_require(staging, InvalidAttrNumber, ACL_SELECT);
@@ -589,6 +618,7 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 				 errhint("A fingerprint is of the values in columns.")));
 	foreach(lc, columns)
 		idem_security_require(staging, get_attnum(staging, lfirst(lc)), ACL_SELECT);
+	idem_relcheck_snapshot(staging);
 
 	idem_spi_connect();
 	idem_source_begin(&source, ledger, staging, true);
@@ -607,17 +637,15 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 {
 	IdemBatchKey key = {0};
 	IdemLedgerEntry entry;
+	bool		known;
 	bool		claimed;
 
 	PreventCommandIfReadOnly("idem_claim()");
-	PreventCommandIfParallelMode("idem_claim()");
 	key.target = target;
 	key.pipeline = pipeline;
 	key.batch_id = batch_id;
 	if (OidIsValid(target))
 	{
-		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(target)))
-			idem_relcheck_report_missing(target);
 		idem_security_require_write(target);
 		idem_relcheck_lock(target, RowExclusiveLock);
 		idem_security_require_write(target);
@@ -627,14 +655,17 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 	if (OidIsValid(target))
 	{
 		idem_relcheck_target(target, InvalidOid);
-		key.target_type = idem_relcheck_row_type(target);
+		key.target_type = get_rel_type_id(target);
 	}
 	else
 		key.claimed_by = GetUserId();
 	(void) idem_turn_lock_batch(key.target, pipeline, batch_id, key.claimed_by, false,
 								ledger->owner);
-	claimed = !idem_ledger_find(ledger, &key, "{}", false, &entry) &&
+	known = idem_ledger_find(ledger, &key, "{}", false, &entry);
+	claimed = !known &&
 		idem_ledger_insert(ledger, &key, false, NULL, "{}", fingerprint, metadata, metadata_null);
+	if (!known && !claimed && !idem_ledger_find(ledger, &key, "{}", false, &entry))
+		report_race(&key);
 	if (!claimed)
 	{
 		if (entry.is_merge)

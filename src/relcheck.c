@@ -7,7 +7,11 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/relation.h"
+#include "access/table.h"
+#include "access/xact.h"
 #include "catalog/catalog.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
@@ -17,22 +21,25 @@
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
 #include "relcheck.h"
 #include "spi_util.h"
 
-/* The error for a regclass that is a mere number. */
+/* Refuse a regclass that is a mere number. */
 void
-idem_relcheck_report_missing(Oid relid)
+idem_relcheck_require_exists(Oid relid)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_UNDEFINED_TABLE),
-			 errmsg("relation with OID %u does not exist", relid),
-			 errhint("Give the table by its name; it may have been dropped meanwhile.")));
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("relation with OID %u does not exist", relid),
+				 errhint("Give the table by its name; it may have been dropped meanwhile.")));
 }
 
 /* Lock a relation by OID until the end of the transaction. */
@@ -40,8 +47,50 @@ void
 idem_relcheck_lock(Oid relid, LOCKMODE mode)
 {
 	LockRelationOid(relid, mode);
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(relid)))
-		idem_relcheck_report_missing(relid);
+	idem_relcheck_require_exists(relid);
+}
+
+/*
+ * Where a row of pg_class says that a relation's rows are: the latest row, or
+ * with a snapshot the one that it shows, if any.
+ */
+static Oid
+storage_of(Oid relid, Snapshot snapshot)
+{
+	Relation	catalog = table_open(RelationRelationId, AccessShareLock);
+	Oid			storage = InvalidOid;
+	SysScanDesc scan;
+	ScanKeyData key;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_class_oid, BTEqualStrategyNumber, F_OIDEQ, ObjectIdGetDatum(relid));
+	scan = systable_beginscan(catalog, ClassOidIndexId, true, snapshot, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		storage = ((Form_pg_class) GETSTRUCT(tuple))->relfilenode;
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return storage;
+}
+
+/*
+ * Refuse a relation that others have truncated, rewritten or created since the
+ * snapshot of the transaction was taken: under that snapshot it looks empty.
+ * Then the snapshot shows another storage for it than it has now, or none. The
+ * caller has locked the relation. Partitions are not looked at, since that would
+ * take locks on all of them.
+ */
+void
+idem_relcheck_snapshot(Oid relid)
+{
+	if (IsolationUsesXactSnapshot() &&
+		storage_of(relid, GetTransactionSnapshot()) != storage_of(relid, NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("could not serialize access due to a concurrent change of \"%s\"",
+						get_rel_name(relid)),
+				 errdetail("It was created, truncated or rewritten after the snapshot of this transaction was taken."),
+				 errhint("Run the transaction again.")));
 }
 
 /* The qualified, quoted name of a relation that the caller has locked. */
@@ -53,8 +102,8 @@ idem_relcheck_name(Oid relid)
 }
 
 /* What a relation is, in a message. */
-char *
-idem_relcheck_kind(Oid relid)
+static char *
+relation_kind(Oid relid)
 {
 	switch (get_rel_relkind(relid))
 	{
@@ -80,13 +129,6 @@ idem_relcheck_kind(Oid relid)
 	}
 }
 
-/* The row type of a table, InvalidOid if there is no such table. */
-Oid
-idem_relcheck_row_type(Oid relid)
-{
-	return get_rel_type_id(relid);
-}
-
 /* Refuse what no rows can be read from. */
 void
 idem_relcheck_staging(Oid staging)
@@ -103,7 +145,7 @@ idem_relcheck_staging(Oid staging)
 			ereport(ERROR,
 					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
 					 errmsg("cannot read staged rows from \"%s\"", get_rel_name(staging)),
-					 errdetail("It is of kind %s.", idem_relcheck_kind(staging)),
+					 errdetail("It is of kind %s.", relation_kind(staging)),
 					 errhint("Staging can be a table, a temporary table, a view, a materialized view or a foreign table.")));
 	}
 }
@@ -144,27 +186,28 @@ idem_relcheck_target(Oid relid, Oid staging)
 	if (target->rd_rel->relkind == RELKIND_VIEW)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into view \"%s\"", name),
+				 errmsg("cannot use view \"%s\" as target", name),
 				 errhint("Name the table below the view as the target.")));
 	if (target->rd_rel->relkind != RELKIND_RELATION &&
 		target->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
 		ereport(ERROR,
 				(errcode(ERRCODE_WRONG_OBJECT_TYPE),
-				 errmsg("cannot merge into %s \"%s\"", idem_relcheck_kind(relid), name),
+				 errmsg("cannot use %s \"%s\" as target", relation_kind(relid), name),
 				 errhint("The target must be a table or a partitioned table.")));
 	if (IsCatalogRelation(target))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into system catalog \"%s\"", name),
+				 errmsg("cannot use system catalog \"%s\" as target", name),
 				 errhint("The target must be a table of your own.")));
 	if (target->rd_rules != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into table \"%s\", which has rules", name),
+				 errmsg("cannot use table \"%s\" with rules as target", name),
 				 errdetail("A rule replaces the statement, so that the rows could not be accounted for."),
 				 errhint("Use a trigger in place of the rule.")));
 
-	members = find_all_inheritors(relid, NoLock, NULL);
+	/* Locked, for one that is dropped meanwhile has no properties to look at. */
+	members = find_all_inheritors(relid, AccessShareLock, NULL);
 	foreach(lc, members)
 	{
 		Oid			member = lfirst_oid(lc);
@@ -178,13 +221,13 @@ idem_relcheck_target(Oid relid, Oid staging)
 		if (get_rel_persistence(member) == RELPERSISTENCE_TEMP)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot merge into temporary table \"%s\"", get_rel_name(member)),
+					 errmsg("cannot use temporary table \"%s\" as target", get_rel_name(member)),
 					 errdetail("The ledger would remember the batch after the table is gone."),
 					 errhint("Use a permanent table as the target.")));
 		if (get_rel_persistence(member) == RELPERSISTENCE_UNLOGGED)
 			ereport(ERROR,
 					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot merge into unlogged table \"%s\"", get_rel_name(member)),
+					 errmsg("cannot use unlogged table \"%s\" as target", get_rel_name(member)),
 					 errdetail("A crash would empty it, and the ledger would still have the batch."),
 					 errhint("Run ALTER TABLE %s SET LOGGED first.", idem_relcheck_name(member))));
 	}
@@ -192,7 +235,7 @@ idem_relcheck_target(Oid relid, Oid staging)
 		!is_hypertable(target))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot merge into table \"%s\", which has inheritance children", name),
+				 errmsg("cannot use table \"%s\" with inheritance children as target", name),
 				 errdetail("A unique index does not cover the children, so that a key could be stored twice."),
 				 errhint("Use a partitioned table, or merge into the children one by one.")));
 	relation_close(target, NoLock);
@@ -213,7 +256,8 @@ idem_relcheck_lost_rows(Oid target)
 	{
 		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
 
-		if (rel->pgstat_info)
+		/* An invalidation cuts the entry off from its counts: look again. */
+		if (pgstat_should_count_relation(rel))
 		{
 			PgStat_TableXactStatus *level;
 

@@ -10,13 +10,12 @@
 
 #include "storage/lockdefs.h"
 
-extern void idem_relcheck_report_missing(Oid relid);
+extern void idem_relcheck_require_exists(Oid relid);
 extern void idem_relcheck_lock(Oid relid, LOCKMODE mode);
+extern void idem_relcheck_snapshot(Oid relid);
 extern void idem_relcheck_staging(Oid staging);
 extern void idem_relcheck_target(Oid relid, Oid staging);
 extern char *idem_relcheck_name(Oid relid);
-extern char *idem_relcheck_kind(Oid relid);
-extern Oid	idem_relcheck_row_type(Oid relid);
 extern bool idem_relcheck_lost_rows(Oid target);
 extern bool idem_relcheck_is_empty(Oid target);
 

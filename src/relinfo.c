@@ -3,8 +3,10 @@
  * relinfo.c
  *	  From two relations and a list of arguments to columns, key and checks.
  *
- * Relations are locked by OID before anything about them is read; their names
- * are derived afterwards, and only to write them into SQL.
+ * Relations are locked by OID before anything about them is relied on: what is
+ * looked at before (rights, and whether columns are to be added) only decides
+ * which lock is taken, if any. Their names are derived afterwards, to write them
+ * into SQL and messages.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,10 +48,8 @@ idem_relinfo_precheck(const IdemRequest *request)
 	Oid			role = GetUserId();
 	AclMode		write = request->mode == IDEM_MODE_UPDATE ? ACL_UPDATE : ACL_INSERT;
 
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(request->staging)))
-		idem_relcheck_report_missing(request->staging);
-	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(request->target)))
-		idem_relcheck_report_missing(request->target);
+	idem_relcheck_require_exists(request->staging);
+	idem_relcheck_require_exists(request->target);
 	idem_security_require_visible(request->staging);
 	idem_security_require_visible(request->target);
 	if (pg_attribute_aclcheck_all(request->staging, role, ACL_SELECT, ACLMASK_ANY) != ACLCHECK_OK)
@@ -134,8 +134,9 @@ idem_relinfo_find_column(const IdemMergeInfo *info, const char *name)
 	return -1;
 }
 
-static bool
-list_has_name(List *names, const char *name)
+/* Is the name in a list of char *? */
+bool
+idem_relinfo_has_name(List *names, const char *name)
 {
 	ListCell   *lc;
 
@@ -192,7 +193,7 @@ resolve_names(const IdemMergeInfo *info, Relation staging, Relation target,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("\"%s\" in \"%s\" is a system column", name, argument),
 					 errhint("Name columns that staging and target both have.")));
-		if (list_has_name(info->generated, name))
+		if (idem_relinfo_has_name(info->generated, name))
 			ereport(ERROR,
 					(errcode(ERRCODE_GENERATED_ALWAYS),
 					 errmsg("column \"%s\" in \"%s\" cannot be set from staging", name, argument),
@@ -338,13 +339,17 @@ requested_key(IdemMergeInfo *info, Relation staging, Relation target)
 		positions = resolve_names(info, staging, target, "key_cols", names);
 	}
 	foreach(lc, positions)
-		attnums = lappend_int(attnums, info->columns[lfirst_int(lc)].target_attnum);
-	if (list_member_int(attnums, 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("key column does not exist in target \"%s\"",
-						RelationGetRelationName(target)),
-				 errhint("Add the column and a unique index to the target first.")));
+	{
+		IdemColumn *column = &info->columns[lfirst_int(lc)];
+
+		if (column->target_attnum == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("key column \"%s\" does not exist in target \"%s\"",
+							column->name, RelationGetRelationName(target)),
+					 errhint("Add the column and a unique index to the target first.")));
+		attnums = lappend_int(attnums, column->target_attnum);
+	}
 	return attnums;
 }
 
@@ -373,7 +378,7 @@ use_versions(IdemMergeInfo *info, List *positions)
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("key column \"%s\" cannot be in \"version_cols\"", column->name),
-					 errhint("A version orders the states of one key; all states of a key have the same key.")));
+					 errhint("Name columns that order the states of one key; its key columns are the same in all of them.")));
 		column->is_version = true;
 		version->column = lfirst_int(lc);
 		version->greater_operator = typcache->gt_opr;
@@ -403,13 +408,13 @@ use_column_lists(IdemMergeInfo *info, Relation staging, Relation target)
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("key column \"%s\" cannot be in \"%s\"", column->name,
 							updates ? "update_cols" : "audit_cols"),
-					 errhint("Key columns identify a row and are never changed.")));
+					 errhint("Leave the column out of the list; key columns identify a row and are never changed.")));
 		if (column->is_version && (column->is_audit || excludes))
 			ereport(ERROR,
 					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 					 errmsg("version column \"%s\" cannot be in \"%s\"", column->name,
 							excludes ? "exclude_cols" : "audit_cols"),
-					 errhint("The version is always stored with the row that it belongs to.")));
+					 errhint("Leave the column out of the list; a version is always stored with its row.")));
 		column->is_set = !column->is_key && !column->is_generated && !excludes &&
 			(!request->has_update_cols || updates || column->is_version || column->is_audit) &&
 			request->mode != IDEM_MODE_INSERT;
@@ -614,15 +619,20 @@ idem_relinfo_require_privileges(const IdemMergeInfo *info)
 	for (int i = 0; i < info->ncolumns; i++)
 	{
 		IdemColumn *column = &info->columns[i];
+		bool		is_set = column->is_set && info->sets_anything;
 
 		idem_security_require(info->staging, column->staged_attnum, ACL_SELECT);
 		if (column->target_attnum == 0)
-			continue;			/* ALTER TABLE asks for ownership */
+		{
+			idem_security_require_owner(info->target);
+			continue;
+		}
 		if (mode != IDEM_MODE_UPDATE)
 			idem_security_require(info->target, column->target_attnum, ACL_INSERT);
-		if (column->is_set)
+		if (is_set)
 			idem_security_require(info->target, column->target_attnum, ACL_UPDATE);
-		if (column->is_key || column->is_compared)
+		/* To read EXCLUDED.column takes the right to read the column. */
+		if (column->is_key || column->is_compared || (is_set && mode == IDEM_MODE_UPSERT))
 			idem_security_require(info->target, column->target_attnum, ACL_SELECT);
 	}
 }
@@ -708,7 +718,7 @@ idem_relinfo_columns(Oid relid, List *names, bool missing_ok)
 					 closest ? errhint("Perhaps you meant the column \"%s\".", closest) :
 					 errhint("Name columns of the relation.")));
 		}
-		if (list_has_name(result, name))
+		if (idem_relinfo_has_name(result, name))
 			ereport(ERROR,
 					(errcode(ERRCODE_DUPLICATE_COLUMN),
 					 errmsg("column \"%s\" appears more than once", name),

@@ -180,6 +180,7 @@ extern void idem_relinfo_require_privileges(const IdemMergeInfo *info);
 extern void idem_relinfo_report(const IdemMergeInfo *info);
 extern Expr *idem_relinfo_default(Relation target, AttrNumber attnum);
 extern int	idem_relinfo_find_column(const IdemMergeInfo *info, const char *name);
+extern bool idem_relinfo_has_name(List *names, const char *name);
 extern char *idem_relinfo_quoted_list(List *names);
 extern List *idem_relinfo_columns(Oid relid, List *names, bool missing_ok);
 extern void idem_relinfo_column_types(Oid relid, List *names, Oid *types);

@@ -29,11 +29,11 @@
 #include <math.h>
 
 #include "access/table.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
-#include "miscadmin.h"
 #include "nodes/supportnodes.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
@@ -98,7 +98,6 @@ struct IdemRun
 	MemoryContext context;
 
 	int			ncolumns;
-	Oid		   *types;
 	bool		wide;			/* rows come as records */
 	Datum	   *values;			/* room for a deformed record */
 	bool	   *nulls;
@@ -111,8 +110,8 @@ struct IdemRun
 	int		   *key_columns;
 	FmgrInfo   *key_equal;
 	Oid		   *key_collations;
-	int64		null_keys;
-	char	   *null_column;
+	bool		has_null_keys;
+	int64	   *null_keys;		/* rows with NULL, for each column of the key */
 
 	/* idem_row_distinct */
 	IdemImageType **images;		/* of the columns, in the target's types */
@@ -141,11 +140,12 @@ struct IdemRun
 		bool		guarded;
 		RowComparison comparison;
 		bool		returned;
+		bool		key_changed;	/* by a BEFORE trigger */
 	}			row;
 	SavedRow	proposed_key;
-	int64		changed_keys;	/* by a BEFORE trigger */
+	int64		changed_keys;
 	bool		revived;		/* a matched row was inserted: deleted
-								 * meanwhile */
+								 * meanwhile, or moved to another key */
 
 	/* idem_column_default */
 	EState	   *estate;
@@ -220,7 +220,6 @@ idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 	run->info = info;
 	run->context = context;
 	run->ncolumns = ncolumns;
-	run->types = types;
 	run->wide = ncolumns > IDEM_MAX_SEPARATE_ARGS;
 	run->values = palloc(sizeof(Datum) * Max(ncolumns, 1));
 	run->nulls = palloc(sizeof(bool) * Max(ncolumns, 1));
@@ -258,6 +257,7 @@ idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 		run->key_columns = palloc(sizeof(int) * info->nkeys);
 		run->key_equal = palloc(sizeof(FmgrInfo) * info->nkeys);
 		run->key_collations = palloc(sizeof(Oid) * info->nkeys);
+		run->null_keys = palloc0(sizeof(int64) * info->nkeys);
 		for (int i = 0; i < info->nkeys; i++)
 		{
 			run->key_columns[i] = info->keys[i].column;
@@ -327,19 +327,23 @@ get_row(IdemRun *run, FunctionCallInfo fcinfo)
 	}
 }
 
-/* Count a row whose key is NULL; true if it is. */
+/* Count a row whose key is NULL in some columns; true if it is. */
 static bool
 has_null_key(IdemRun *run)
 {
+	bool		found = false;
+
+	if (run->info->nulls_not_distinct)
+		return false;
 	for (int i = 0; i < run->nkeys; i++)
-		if (run->nulls[run->key_columns[i]] && !run->info->nulls_not_distinct)
+		if (run->nulls[run->key_columns[i]])
 		{
-			run->null_column = run->info->columns[run->key_columns[i]].name;
-			run->null_keys++;
-			run->failed = true;
-			return true;
+			run->null_keys[i]++;
+			found = true;
 		}
-	return false;
+	run->has_null_keys |= found;
+	run->failed |= found;
+	return found;
 }
 
 /*
@@ -517,7 +521,7 @@ idem_row_distinct(PG_FUNCTION_ARGS)
 		}
 	}
 	/* Stale rows are counted to the end, even where one of them is an error. */
-	PG_RETURN_BOOL(run->null_keys == 0 && run->conflicting_keys == 0);
+	PG_RETURN_BOOL(!run->has_null_keys && run->conflicting_keys == 0);
 }
 
 /* Compare a proposed row with the stored one; their columns start at argument first. */
@@ -640,7 +644,14 @@ finish_row(IdemRun *run)
 	else if (run->row.returned)
 	{
 		run->counts.inserted++;
-		run->revived |= run->row.matched && run->info->keeps_stored;
+		run->changed_keys += run->row.key_changed;
+
+		/*
+		 * Gone since the snapshot. With nothing kept of the stored row, this
+		 * is an insert like any other, where snapshots may follow each other.
+		 */
+		run->revived |= run->row.matched && !run->row.key_changed &&
+			(run->info->keeps_stored || IsolationUsesXactSnapshot());
 	}
 	else if (run->row.guarded && run->row.comparison != ROW_CHANGED)
 		count_left_alone(run, run->row.comparison);
@@ -679,6 +690,7 @@ idem_row_propose(PG_FUNCTION_ARGS)
 	run->row.matched = PG_GETARG_BOOL(1);
 	run->row.guarded = false;
 	run->row.returned = false;
+	run->row.key_changed = false;
 	if (run->info->has_row_triggers)
 		save_proposed_key(run, fcinfo);
 	PG_RETURN_BOOL(!run->failed);
@@ -707,16 +719,12 @@ idem_row_applied(PG_FUNCTION_ARGS)
 		PG_RETURN_BOOL(true);
 	}
 	run->row.returned = true;
-	if (run->info->has_row_triggers)
+	if (run->info->has_row_triggers && !run->row.guarded)
 		for (int i = 0; i < run->nkeys; i++)
-			if (!idem_rowhash_equal(run->images[run->key_columns[i]],
+			run->row.key_changed |=
+				!idem_rowhash_equal(run->images[run->key_columns[i]],
 									PG_GETARG_DATUM(i + 1), PG_ARGISNULL(i + 1),
-									run->proposed_key.values[i], run->proposed_key.nulls[i]) &&
-				!run->row.guarded)
-			{
-				run->changed_keys++;
-				break;
-			}
+									run->proposed_key.values[i], run->proposed_key.nulls[i]);
 	PG_RETURN_BOOL(true);
 }
 
@@ -771,14 +779,24 @@ report_faults(IdemRun *run)
 {
 	const IdemMergeInfo *info = run->info;
 
-	if (run->null_keys > 0)
+	/* The first column of the key that has any: the same one each time. */
+	for (int i = 0; i < run->nkeys; i++)
+	{
+		int64		count = run->null_keys[i];
+
+		if (count == 0)
+			continue;
 		ereport(ERROR,
 				(errcode(ERRCODE_NOT_NULL_VIOLATION),
 				 errmsg_plural("%lld staged row has null in key column \"%s\"",
 							   "%lld staged rows have null in key column \"%s\"",
-							   run->null_keys, (long long) run->null_keys, run->null_column),
+							   count, (long long) count,
+							   info->columns[run->key_columns[i]].name),
+				 info->request->mode == IDEM_MODE_UPDATE ?
+				 errdetail("A row without a key matches no stored row.") :
 				 errdetail("A row without a key would be inserted again by every retry."),
 				 errhint("Delete these rows from staging, or give them a key; a unique index with NULLS NOT DISTINCT takes null as a key.")));
+	}
 	if (run->conflicting_keys > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_CARDINALITY_VIOLATION),
@@ -791,7 +809,7 @@ report_faults(IdemRun *run)
 						   run->conflicting_keys > IDEM_MAX_KEYS_SHOWN ? " and others" : ""),
 				 info->on_duplicate == IDEM_DUPLICATE_LATEST ?
 				 errhint("Their greatest versions are equal too; add a version column that tells them apart, or use on_duplicate => 'any'.") :
-				 errhint("Keep one row for each key, or use on_duplicate => 'latest' with \"version_cols\", or 'any'.")));
+				 errhint("Keep one row for each key, or use on_duplicate => 'any', or 'latest' together with \"version_cols\".")));
 	if (run->stale_errors > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_IDEM_STALE_ROW),
@@ -812,7 +830,7 @@ report_faults(IdemRun *run)
 				(errmsg_plural("a BEFORE trigger changed the key of %lld row",
 							   "a BEFORE trigger changed the keys of %lld rows",
 							   run->changed_keys, (long long) run->changed_keys),
-				 errdetail("The next batch with the staged key will not find the row."),
+				 errdetail("The staged key does not lead to such a row."),
 				 errhint("Leave key columns as they are in triggers.")));
 }
 
@@ -820,7 +838,8 @@ report_faults(IdemRun *run)
  * After the statement: report faults, and say what became of the rows and what
  * the fingerprint is, palloc'd in the current memory context. False if the
  * statement must be run again, because a matched row was deleted before it
- * could be updated and was inserted with values of the deleted row.
+ * could be updated and was inserted: with values of the deleted row, or under
+ * a snapshot that still has it.
  */
 bool
 idem_rowfuncs_finish(IdemRun *run, IdemCounts *counts, char **fingerprint)

@@ -27,7 +27,8 @@
  * Content:
  *	 by-value types		the value, cut to the length of its type
  *	 enums				the label
- *	 reg* types			the text form, always qualified with the schema
+ *	 reg* types			the text form, with the schema unless that is pg_catalog or
+ *						the session's pg_temp
  *	 name				up to the first zero
  *	 arrays				number of dimensions, sizes and lower bounds, then elements
  *	 ranges				flags, then the finite bounds
@@ -101,7 +102,6 @@ struct IdemImageType
 	ImageKind	kind;
 	int16		typlen;
 	bool		typbyval;
-	char		typalign;
 	bool		nested;			/* one content can have several byte forms */
 	IdemImageType *element;		/* of an array, range or multirange */
 	TypeCacheEntry *range;		/* of a range or multirange: the range type */
@@ -144,7 +144,7 @@ idem_rowhash_type(Oid typid)
 
 	check_stack_depth();
 	type->typid = getBaseType(typid);
-	get_typlenbyvalalign(type->typid, &type->typlen, &type->typbyval, &type->typalign);
+	get_typlenbyval(type->typid, &type->typlen, &type->typbyval);
 	switch (type->typid)
 	{
 		case REGPROCOID:
@@ -532,7 +532,7 @@ idem_rowhash_value(IdemImageType *type, Datum value, bool isnull, uint64 seed)
  * Append a value to a sort key, such that bytewise comparison of the keys of
  * two rows gives the order that record_image_ops gives the rows: by-value types
  * as unsigned numbers, others bytewise with the shorter first, NULL last. Only
- * inside arrays and composites, whose bytes depend on how they are stored, the
+ * inside arrays, ranges and composites, whose bytes depend on how they are stored, the
  * order is that of the content.
  */
 void

@@ -19,7 +19,6 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 
 #include "compat.h"
 #include "security.h"
@@ -45,8 +44,8 @@ idem_security_pop(const IdemIdentity *saved)
 }
 
 /*
- * Set search_path to pg_catalog alone, and let names be quoted only where they
- * must be: so that output functions write names in one way. Returns what
+ * Set search_path to pg_catalog, with pg_temp behind it, which would be in front
+ * if it were not named; and let names be quoted only where they must be: so that output functions write names in one way. Returns what
  * idem_security_pop_path() wants.
  */
 int
@@ -111,6 +110,16 @@ idem_security_require(Oid relid, AttrNumber attnum, AclMode mode)
 					   get_rel_name(relid));
 }
 
+/* Require what ALTER TABLE requires. */
+void
+idem_security_require_owner(Oid relid)
+{
+	if (!class_ownercheck_compat(relid, GetUserId()))
+		aclcheck_error(ACLCHECK_NOT_OWNER,
+					   get_relkind_objtype(get_rel_relkind(relid)),
+					   get_rel_name(relid));
+}
+
 /*
  * Require the right to write the table: what idem_claim() and idem_forget()
  * ask of those who speak about a table's batches.
@@ -119,9 +128,6 @@ void
 idem_security_require_write(Oid relid)
 {
 	idem_security_require_visible(relid);
-	if (!idem_security_may(relid, InvalidAttrNumber, ACL_INSERT) &&
-		!idem_security_may(relid, InvalidAttrNumber, ACL_UPDATE))
-		aclcheck_error(ACLCHECK_NO_PRIV,
-					   get_relkind_objtype(get_rel_relkind(relid)),
-					   get_rel_name(relid));
+	if (!idem_security_may(relid, InvalidAttrNumber, ACL_INSERT))
+		idem_security_require(relid, InvalidAttrNumber, ACL_UPDATE);
 }

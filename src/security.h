@@ -26,6 +26,7 @@ extern void idem_security_pop_path(int guc_level);
 extern void idem_security_require_visible(Oid relid);
 extern bool idem_security_may(Oid relid, AttrNumber attnum, AclMode mode);
 extern void idem_security_require(Oid relid, AttrNumber attnum, AclMode mode);
+extern void idem_security_require_owner(Oid relid);
 extern void idem_security_require_write(Oid relid);
 
 #endif							/* IDEM_SECURITY_H */

@@ -3,9 +3,9 @@
  * spi_util.c
  *	  The only way to run SQL in this extension.
  *
- * Every function expects a connection made by idem_spi_connect(), reports a
- * failure as an error, and leaves the current memory context as it was, which
- * SPI does not. Results live in SPI's memory until the next statement
+ * What prepares or runs a statement expects a connection, made by
+ * idem_spi_connect(). Every function reports a failure as an error, and leaves
+ * the current memory context as it was, which SPI does not. Results live in SPI's memory until the next statement
  * or idem_spi_finish(): copy them out by idem_spi_value() or idem_spi_text(),
  * which name the context that the copy shall live in.
  *
@@ -297,6 +297,7 @@ idem_spi_execute_latest(const char *sql, Oid relid, IdemSpiArgs *args)
 	require_use(plan, relid);
 	check(SPI_execute_snapshot(plan, args->values, args->nulls, GetLatestSnapshot(),
 							   InvalidSnapshot, true, false, 0), "SPI_execute_snapshot");
+	require_use(plan, relid);
 	MemoryContextSwitchTo(context);
 	return SPI_processed;
 }

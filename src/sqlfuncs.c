@@ -14,7 +14,6 @@
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "idempotent_ingest.h"
@@ -24,6 +23,7 @@
 #include "relinfo.h"
 #include "security.h"
 #include "spi_util.h"
+#include "turn.h"
 
 
 PG_FUNCTION_INFO_V1(idem_merge);
@@ -34,14 +34,15 @@ PG_FUNCTION_INFO_V1(idem_forget);
 
 /* Refuse NULL where it has no meaning. */
 static void
-require_argument(FunctionCallInfo fcinfo, int argument, const char *name)
+require_argument(FunctionCallInfo fcinfo, int argument, const char *name, bool has_default)
 {
 	if (PG_ARGISNULL(argument))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("argument \"%s\" must not be null", name),
-				 errhint("Give a value for \"%s\", or leave the argument out if it has a default.",
-						 name)));
+				 has_default ?
+				 errhint("Give a value for \"%s\", or leave the argument out.", name) :
+				 errhint("Give a value for \"%s\".", name)));
 }
 
 /* A name that is part of the ledger's key. */
@@ -158,7 +159,7 @@ get_request(FunctionCallInfo fcinfo, IdemRequest *request)
 						PG_NARGS(), (int) lengthof(names)),
 				 errhint("Run ALTER EXTENSION idempotent_ingest UPDATE.")));
 	for (int i = 0; i < lengthof(not_null); i++)
-		require_argument(fcinfo, not_null[i], names[not_null[i]]);
+		require_argument(fcinfo, not_null[i], names[not_null[i]], not_null[i] > 1);
 
 	memset(request, 0, sizeof(*request));
 	request->staging = PG_GETARG_OID(0);
@@ -196,7 +197,7 @@ get_request(FunctionCallInfo fcinfo, IdemRequest *request)
 				 errhint("Use one of the two lists.")));
 }
 
-/* One sentence for logs: the counts that are not zero. */
+/* One sentence for logs: the rows staged, and the other counts that are not zero. */
 static char *
 summary(const IdemMergeResult *result)
 {
@@ -288,7 +289,7 @@ idem_explain(PG_FUNCTION_ARGS)
 Datum
 idem_fingerprint(PG_FUNCTION_ARGS)
 {
-	require_argument(fcinfo, 0, "staging");
+	require_argument(fcinfo, 0, "staging", false);
 	PG_RETURN_TEXT_P(cstring_to_text(idem_merge_fingerprint(idem_ledger_open(fcinfo->flinfo->fn_oid),
 															PG_GETARG_OID(0),
 															get_columns(fcinfo, 1, "columns", false))));
@@ -297,8 +298,11 @@ idem_fingerprint(PG_FUNCTION_ARGS)
 Datum
 idem_claim(PG_FUNCTION_ARGS)
 {
-	require_argument(fcinfo, 0, "batch_id");
-	require_argument(fcinfo, 2, "pipeline");
+	require_argument(fcinfo, 0, "batch_id", false);
+	require_argument(fcinfo, 2, "pipeline", true);
+	/* 0 is no way to say that there is no target. */
+	if (!PG_ARGISNULL(1))
+		idem_relcheck_require_exists(PG_GETARG_OID(1));
 	PG_RETURN_BOOL(idem_merge_claim(idem_ledger_open(fcinfo->flinfo->fn_oid),
 									PG_ARGISNULL(1) ? InvalidOid : PG_GETARG_OID(1),
 									get_name(fcinfo, 2, "pipeline", true),
@@ -316,12 +320,12 @@ idem_forget(PG_FUNCTION_ARGS)
 	TimestampTz applied_since = PG_ARGISNULL(3) ? 0 : PG_GETARG_TIMESTAMPTZ(3);
 	int64		count;
 
-	require_argument(fcinfo, 5, "dry_run");
+	require_argument(fcinfo, 5, "dry_run", true);
 	if (PG_ARGISNULL(1) && PG_ARGISNULL(2) && PG_ARGISNULL(3))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("idem_forget() needs at least one filter"),
-				 errhint("Give \"batch_id\", \"pipeline\" or \"applied_since\"; applied_since => '-infinity' means all batches of the target.")));
+				 errhint("Give \"batch_id\", \"pipeline\" or \"applied_since\"; applied_since => '-infinity' means all batches.")));
 	if (!PG_GETARG_BOOL(5))
 		PreventCommandIfReadOnly("idem_forget()");
 	if (PG_ARGISNULL(0))
@@ -329,13 +333,26 @@ idem_forget(PG_FUNCTION_ARGS)
 	else
 	{
 		key.target = PG_GETARG_OID(0);
-		if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(key.target)))
-			idem_relcheck_report_missing(key.target);
+		idem_relcheck_require_exists(key.target);
 		idem_security_require_write(key.target);
 	}
 	key.batch_id = PG_ARGISNULL(1) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(1));
 	key.pipeline = PG_ARGISNULL(2) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(2));
 	idem_spi_connect();
+
+	/*
+	 * As for a merge, the batch comes before its ledger row. Not so for all
+	 * batches at once, whose locks would not find room in the lock table.
+	 */
+	if (key.batch_id && !PG_GETARG_BOOL(5))
+	{
+		ListCell   *lc;
+
+		foreach(lc, idem_ledger_pipelines(ledger, &key,
+										  PG_ARGISNULL(3) ? NULL : &applied_since))
+			(void) idem_turn_lock_batch(key.target, lfirst(lc), key.batch_id, key.claimed_by,
+										false, ledger->owner);
+	}
 	count = idem_ledger_forget(ledger, &key, PG_ARGISNULL(3) ? NULL : &applied_since,
 							   PG_ARGISNULL(4) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(4)),
 							   PG_GETARG_BOOL(5));

@@ -75,18 +75,18 @@ name_of(const Generator *gen, int column)
 	return quote_identifier(gen->info->columns[column].name);
 }
 
-/* A type as it can be written after :: or NULL::, qualified, without typmod. */
-static char *
-type_name(Oid type)
-{
-	return format_type_extended(type, -1, FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
-}
-
+/* A type as it can be written after :: or NULL::, qualified. */
 static char *
 type_name_with_typmod(Oid type, int32 typmod)
 {
 	return format_type_extended(type, typmod,
 								FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+}
+
+static char *
+type_name(Oid type)
+{
+	return type_name_with_typmod(type, -1);
 }
 
 static char *
@@ -183,14 +183,17 @@ assigned(const Generator *gen, const char *alias, const IdemColumn *column)
 	return value;
 }
 
-/* A key column as the index sees it. */
+/*
+ * A key column as the index sees it: of the very type that the operators of the
+ * index take, not of a domain over it, which might have operators of its own.
+ */
 static char *
 key_value(const Generator *gen, const char *alias, const IdemKeyColumn *key)
 {
 	const IdemColumn *column = &gen->info->columns[key->column];
 	char	   *value = psprintf("%s.%s", alias, quote_identifier(column->name));
 
-	if (key->opcintype != getBaseType(column->type) && key->opcintype != RECORDOID &&
+	if (key->opcintype != column->type && key->opcintype != RECORDOID &&
 		!IsPolymorphicType(key->opcintype))
 		value = psprintf("(%s)::%s", value, type_name(key->opcintype));
 	if (OidIsValid(key->collation) &&

@@ -4,8 +4,7 @@
  *	  Who may go on: locks on batches, and the turns of merges of one target.
  *
  * Both are advisory locks of our own class, held until the end of the
- * transaction, and are taken in this order: relations, batch, turn, ledger row,
- * rows.
+ * transaction. merge.c says where they stand among the other locks of a merge.
  *
  * A batch is locked before the ledger is asked for it, so that a second
  * submitter can be refused (nowait), time out, and be told whom it waits for;
@@ -26,14 +25,12 @@
 
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
-#include "pgstat.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
