@@ -266,7 +266,11 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 													   &slot->tts_isnull[attribute]);
 		}
 	complete_row(writer, slot);
-	/* The values point to what will be something else by the time of the flush. */
+
+	/*
+	 * The values point to what will be something else by the time of the
+	 * flush.
+	 */
 	ExecMaterializeSlot(slot);
 	MemoryContextSwitchTo(old_context);
 	writer->nbuffered++;
@@ -313,9 +317,9 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	/*
 	 * An update may only be asked for by who is ready to wait. Where it looks
 	 * as if somebody else has the row, if only to keep its key, as a foreign
-	 * key does, it is locked first, without waiting. Who takes it between this
-	 * look and the update is waited for; that does no harm, since rows are
-	 * updated in the order of their keys by everybody who merges.
+	 * key does, it is locked first, without waiting. Who takes it between
+	 * this look and the update is waited for; that does no harm, since rows
+	 * are updated in the order of their keys by everybody who merges.
 	 */
 	if ((old->t_infomask & HEAP_XMAX_INVALID) == 0 &&
 		table_tuple_lock(writer->target, tid, writer->snapshot, writer->old_slot, writer->cid,
