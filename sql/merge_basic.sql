@@ -342,6 +342,15 @@ CREATE VIEW kinds_self AS SELECT k + 1000 AS k, v FROM kinds;
 SELECT status, summary FROM idem_merge('kinds_self', 'kinds', '{k}', 'self');
 SELECT count(*), max(k) FROM kinds;
 
+-- A view whose rows do not fit memory: no temporary file is left behind.
+CREATE TABLE wide (k int PRIMARY KEY, v text);
+CREATE VIEW wide_s AS SELECT i AS k, repeat('x', 300) AS v FROM generate_series(1, 500) AS i;
+BEGIN;
+SET LOCAL work_mem = '64kB';
+SELECT summary FROM idem_merge('wide_s', 'wide', '{k}', 'larger than memory');
+SELECT length(idem_fingerprint('wide_s'));
+COMMIT;
+
 -- The ledger accounts for every row of every merge in this file (I5).
 SELECT count(*) > 40 AS many, count(*) FILTER (WHERE rows_staged IS DISTINCT FROM
            rows_duplicate + rows_inserted + rows_updated + rows_deleted + rows_unchanged + rows_stale + rows_skipped) AS unaccounted

@@ -203,6 +203,23 @@ BEGIN
 END $$;
 SELECT count(*) > 0 AS differs FROM expected_state e JOIN state s USING (k) WHERE (e.v, e.ver) IS DISTINCT FROM (s.v, s.ver);
 
+-- However the join is done, only pairs of one key are compared in mode update.
+CREATE TABLE pairs (k int PRIMARY KEY, ver float8, v int);
+INSERT INTO pairs VALUES (1, 5, 1), (2, 5, 2), (3, 1, 3);
+CREATE TABLE pairs_s (k int, ver float8, v int);
+INSERT INTO pairs_s VALUES (2, 3, 30), (3, 3, 30);
+ANALYZE pairs, pairs_s;
+BEGIN;
+SET LOCAL enable_hashjoin = off;
+SET LOCAL enable_mergejoin = off;
+SET LOCAL enable_indexscan = off;
+SET LOCAL enable_bitmapscan = off;
+SET LOCAL enable_indexonlyscan = off;
+SET LOCAL idempotent_ingest.engine = sql;
+SELECT summary FROM idem_merge('pairs_s', 'pairs', '{k}', 'nested loop', version_cols => '{ver}', mode => 'update');
+COMMIT;
+TABLE pairs ORDER BY k;
+
 SELECT count(*) > 200 AS many, count(*) FILTER (WHERE rows_staged IS DISTINCT FROM
            rows_duplicate + rows_inserted + rows_updated + rows_deleted + rows_unchanged + rows_stale + rows_skipped) AS unaccounted
 FROM idem_ledger WHERE operation = 'merge';

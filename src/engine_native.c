@@ -229,6 +229,16 @@ idem_engine_native_disadvantage(const IdemMergeInfo *info)
 	return blocks <= SMALL_BLOCKS ? "the batch is small" : NULL;
 }
 
+/* A merge that this engine could have served goes to the other one. */
+void
+idem_engine_native_note_skipped(const IdemMergeInfo *info)
+{
+	WatchedTarget *target = find_watched(info->target, false);
+
+	if (target && target->pause > 0 && --target->pause == 0)
+		target->fallbacks = 0;
+}
+
 /* A place in a table as one number, which is NULL for no place. */
 static void
 pack_tid(ItemPointer tid, Datum *value, bool *isnull)

@@ -13,6 +13,7 @@
 
 extern const char *idem_engine_native_refusal(const IdemMergeInfo *info);
 extern const char *idem_engine_native_disadvantage(const IdemMergeInfo *info);
+extern void idem_engine_native_note_skipped(const IdemMergeInfo *info);
 extern bool idem_engine_native_apply(IdemSource *source, const IdemMergeInfo *info,
 									 IdemCounts *counts, char **fingerprint);
 

@@ -155,14 +155,14 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid targe
 	KeptPlan	unkept = {0};
 	KeptPlan   *entry = &unkept;
 	Oid			argtype = INT8OID;
-	Oid			read = source->materialized ? InvalidOid : source->staging;
+	Oid			read = source->rows ? InvalidOid : source->staging;
 	Oid			schema = source->ledger->schema_oid;
 
 	params->params[0].ptype = INT8OID;
 	params->params[0].value = Int64GetDatum(idem_rowfuncs_handle(run));
 	params->params[0].isnull = false;
 	params->params[0].pflags = PARAM_FLAG_CONST;
-	if (source->materialized)
+	if (source->rows)
 		unkept.plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, false);
 	else
 		entry = get_plan(sql, source->staging, target);

@@ -401,8 +401,9 @@ run_engine(Merge *merge, IdemCounts *counts, char **fingerprint)
 	const char *reason;
 	const char *engine = choose_engine(merge->info, &reason);
 
-	if (engine == ENGINE_NATIVE &&
-		idem_engine_native_apply(&merge->source, merge->info, counts, fingerprint))
+	if (engine == ENGINE_SQL)
+		idem_engine_native_note_skipped(merge->info);
+	else if (idem_engine_native_apply(&merge->source, merge->info, counts, fingerprint))
 		return engine;
 	idem_engine_sql_apply(&merge->source, merge->info, counts, fingerprint);
 	return ENGINE_SQL;
@@ -560,6 +561,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 			submit(&merge);
 		}
 	}
+	idem_source_end(&merge.source);
 	idem_spi_finish();
 	error_context_stack = error_context.previous;
 }
@@ -623,6 +625,7 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 	idem_spi_connect();
 	idem_source_begin(&source, ledger, staging, true);
 	idem_engine_sql_scan(&source, columns, &counts, &fingerprint);
+	idem_source_end(&source);
 	idem_spi_finish();
 	return fingerprint;
 }

@@ -20,7 +20,7 @@
 
 /*
  * Begin to read staging, of which the caller holds a lock. The caller holds an
- * SPI connection, which the source lives as long as.
+ * SPI connection, and calls idem_source_end() before it ends.
  */
 void
 idem_source_begin(IdemSource *source, const IdemLedger *ledger, Oid staging, bool read_only)
@@ -41,19 +41,29 @@ idem_source_begin(IdemSource *source, const IdemLedger *ledger, Oid staging, boo
 	}
 }
 
+/*
+ * Let go of what was materialized, which nothing can read any more. After an
+ * error the transaction does that.
+ */
+void
+idem_source_end(IdemSource *source)
+{
+	if (source->rows)
+		tuplestore_end(source->rows);
+	source->rows = NULL;
+}
+
 /* Make sure that the rows can be read as often as it takes. */
 void
 idem_source_materialize(IdemSource *source)
 {
 	TupleDesc	tupdesc;
-	Tuplestorestate *store;
 
-	if (!source->materialize || source->materialized)
+	if (!source->materialize || source->rows)
 		return;
-	store = idem_spi_fill_tuplestore(idem_sqlgen_read(source->name, source->columns),
-									 source->staging, source->read_only, &tupdesc);
-	idem_spi_register(IDEM_MATERIALIZED_NAME, store, tupdesc);
-	source->materialized = true;
+	source->rows = idem_spi_fill_tuplestore(idem_sqlgen_read(source->name, source->columns),
+											source->staging, source->read_only, &tupdesc);
+	idem_spi_register(IDEM_MATERIALIZED_NAME, source->rows, tupdesc);
 }
 
 /*

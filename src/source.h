@@ -26,11 +26,12 @@ typedef struct IdemSource
 								 * statement; else a new one is taken, to see
 								 * what a wait was for */
 	bool		materialize;
-	bool		materialized;
+	struct Tuplestorestate *rows;	/* once they are materialized */
 } IdemSource;
 
 extern void idem_source_begin(IdemSource *source, const IdemLedger *ledger, Oid staging,
 							  bool read_only);
+extern void idem_source_end(IdemSource *source);
 extern void idem_source_materialize(IdemSource *source);
 extern void idem_source_read(IdemSource *source, List *columns, DestReceiver *dest);
 

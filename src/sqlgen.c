@@ -491,9 +491,16 @@ generate_update(const Generator *gen)
 	append_columns(&sql, gen, "s");
 	appendStringInfo(&sql, "\n    FROM s\n    JOIN %s AS t ON ", info->target_name);
 	append_key_condition(&sql, gen, "s", pattern);
-	appendStringInfo(&sql, "\n    WHERE %s.idem_row_classify($1, %s", gen->schema, gen->witness);
+
+	/*
+	 * What is evaluated first in a join is not for us to say: the function
+	 * must not see pairs of different keys.
+	 */
+	appendStringInfoString(&sql, "\n    WHERE CASE WHEN ");
+	append_key_condition(&sql, gen, "s", pattern);
+	appendStringInfo(&sql, "\n        THEN %s.idem_row_classify($1, %s", gen->schema, gen->witness);
 	append_pairs(&sql, gen, "s");
-	appendStringInfoString(&sql, ")\n    ORDER BY ");
+	appendStringInfoString(&sql, ") ELSE false END\n    ORDER BY ");
 	append_key_order(&sql, gen, "s");
 	appendStringInfo(&sql, "\n    FOR NO KEY UPDATE OF t\n)\nUPDATE %s AS t\nSET ",
 					 info->target_name);
