@@ -21,6 +21,7 @@
 #include "access/xact.h"
 #include "access/xlog.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
@@ -38,6 +39,13 @@
 
 #define MAX_KEPT_PLANS	64
 
+/*
+ * How many blocks of the target are read in the time in which the rows of one
+ * block of staging are looked up; and how many rows that are.
+ */
+#define LOOKUP_BLOCKS	20
+#define ROWS_PER_BLOCK	50
+
 /* How often rows of concurrent deletions are tried again. */
 #define MAX_ATTEMPTS		10
 
@@ -50,6 +58,7 @@ typedef struct KeptPlan
 	SPIPlanPtr	plan;
 	BlockNumber staging_blocks; /* when it was planned */
 	BlockNumber target_blocks;
+	bool		by_index;		/* few rows are staged beside what is stored */
 	uint64		last_used;
 	int			in_use;			/* a trigger can start the same merge again */
 } KeptPlan;
@@ -80,6 +89,29 @@ static bool
 size_differs(BlockNumber planned, BlockNumber now)
 {
 	return now > planned * 2.0 + 8 || planned > now * 2.0 + 8;
+}
+
+/*
+ * Are so few rows staged that each is better looked up by itself? The planner
+ * knows little about a staging table that nobody has analyzed, and would rather
+ * read the target as a whole. The caller holds locks on the target and its
+ * parts.
+ */
+static bool
+prefers_index(BlockNumber staging_blocks, Oid target)
+{
+	uint64		target_blocks = 0;
+	ListCell   *lc;
+
+	if (!OidIsValid(target))
+		return false;
+	foreach(lc, find_all_inheritors(target, NoLock, NULL))
+	{
+		target_blocks += relation_blocks(lfirst_oid(lc));
+		if (target_blocks > (uint64) staging_blocks * LOOKUP_BLOCKS)
+			return true;
+	}
+	return false;
 }
 
 static void
@@ -140,6 +172,7 @@ get_plan(const char *sql, Oid staging, Oid target)
 	oldest->target = target;
 	oldest->staging_blocks = staging_blocks;
 	oldest->target_blocks = target_blocks;
+	oldest->by_index = prefers_index(staging_blocks, target);
 	oldest->last_used = ++plan_clock;
 	return oldest;
 }
@@ -163,14 +196,18 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid targe
 	params->params[0].isnull = false;
 	params->params[0].pflags = PARAM_FLAG_CONST;
 	if (source->rows)
+	{
 		unkept.plan = idem_spi_prepare(sql, 1, &argtype, CURSOR_OPT_GENERIC_PLAN, false);
+		unkept.by_index =
+			prefers_index(tuplestore_tuple_count(source->rows) / ROWS_PER_BLOCK, target);
+	}
 	else
 		entry = get_plan(sql, source->staging, target);
 	entry->in_use++;
 	PG_TRY();
 	{
 		/* One that is kept may still lack a plan, if planning failed before. */
-		idem_spi_plan_without_jit(entry->plan, entry->sql != NULL);
+		idem_spi_plan(entry->plan, entry->sql != NULL, entry->by_index);
 		idem_spi_require_meaning(entry->plan, read, target, schema);
 		(void) idem_spi_run_plan(entry->plan, params, source->read_only);
 	}

@@ -95,17 +95,20 @@ idem_spi_prepare(const char *sql, int nargs, Oid *types, int cursor_options, boo
 
 /*
  * Plan a statement now, and without JIT: compiling calls of our own functions
- * costs more than it saves.
+ * costs more than it saves. With by_index, rows are looked up one by one where
+ * that can be done.
  */
 void
-idem_spi_plan_without_jit(SPIPlanPtr plan, bool kept)
+idem_spi_plan(SPIPlanPtr plan, bool kept, bool by_index)
 {
+	static const char *const off[] = {"jit", "enable_hashjoin", "enable_mergejoin"};
 	MemoryContext context = CurrentMemoryContext;
 	int			guc_level = NewGUCNestLevel();
 	CachedPlan *planned;
 
-	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+	for (int i = 0; i < (by_index ? lengthof(off) : 1); i++)
+		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	planned = SPI_plan_get_cached_plan(plan);
 	if (planned)
 		ReleaseCachedPlan(planned, kept ? CurrentResourceOwner : NULL);
@@ -351,7 +354,7 @@ idem_spi_read(const char *sql, Oid relid, DestReceiver *dest)
 	SPIExecuteOptions options = {0};
 	SPIPlanPtr	plan = idem_spi_prepare(sql, 0, NULL, 0, false);
 
-	idem_spi_plan_without_jit(plan, false);
+	idem_spi_plan(plan, false, false);
 	idem_spi_require_meaning(plan, relid, InvalidOid, InvalidOid);
 	options.read_only = true;
 	options.dest = dest;

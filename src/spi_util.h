@@ -30,7 +30,7 @@ extern void idem_spi_connect(void);
 extern void idem_spi_finish(void);
 extern SPIPlanPtr idem_spi_prepare(const char *sql, int nargs, Oid *types,
 								   int cursor_options, bool keep);
-extern void idem_spi_plan_without_jit(SPIPlanPtr plan, bool kept);
+extern void idem_spi_plan(SPIPlanPtr plan, bool kept, bool by_index);
 extern bool idem_spi_plan_is_valid(SPIPlanPtr plan);
 extern void idem_spi_free_plan(SPIPlanPtr plan);
 extern void idem_spi_require_meaning(SPIPlanPtr plan, Oid read, Oid written, Oid schema);
