@@ -26,28 +26,23 @@
  */
 #include "postgres.h"
 
-#include <math.h>
 
 #include "access/table.h"
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "nodes/supportnodes.h"
 #include "utils/builtins.h"
-#include "utils/date.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/numeric.h"
 #include "utils/rel.h"
 #include "utils/rls.h"
-#include "utils/timestamp.h"
 
 #include "idempotent_ingest.h"
 #include "rowfuncs.h"
-#include "rowhash.h"
+#include "rowcmp.h"
 #include "sqlgen.h"
 
 PG_FUNCTION_INFO_V1(idem_row_support);
@@ -71,23 +66,6 @@ typedef struct SavedRow
 	char	   *data;			/* the by-reference values */
 	Size		size;
 } SavedRow;
-
-typedef enum RowComparison
-{
-	ROW_CHANGED,
-	ROW_UNCHANGED,
-	ROW_STALE
-} RowComparison;
-
-/* A version column among the compared ones. */
-typedef struct VersionComparison
-{
-	int			pair;			/* position among the compared columns */
-	int			column;			/* position among all columns */
-	Oid			type;
-	Oid			collation;
-	FmgrInfo	compare;
-} VersionComparison;
 
 struct IdemRun
 {
@@ -114,7 +92,7 @@ struct IdemRun
 	int64	   *null_keys;		/* rows with NULL, for each column of the key */
 
 	/* idem_row_distinct */
-	IdemImageType **images;		/* of the columns, in the target's types */
+	IdemComparer *comparer;
 	SavedRow	first;			/* first row of the current key */
 	bool		key_conflicts;
 	int64		conflicting_keys;
@@ -123,12 +101,12 @@ struct IdemRun
 
 	/* idem_row_classify and idem_row_guard */
 	int			npairs;
-	IdemImageType **pair_images;
+	int		   *pair_columns;	/* positions of the columns that are compared */
 	bool		wide_pairs;
 	Datum	   *stored_values;
 	bool	   *stored_nulls;
-	int			nversions;
-	VersionComparison *versions;
+	Datum	   *pair_values;	/* room for a deformed record */
+	bool	   *pair_nulls;
 	FmgrInfo   *classify_call;	/* of the plan proper, not of a recheck */
 	int64		stale_errors;
 
@@ -138,7 +116,7 @@ struct IdemRun
 		bool		active;
 		bool		matched;
 		bool		guarded;
-		RowComparison comparison;
+		IdemRowFate fate;
 		bool		returned;
 		bool		key_changed;	/* by a BEFORE trigger */
 	}			row;
@@ -228,31 +206,19 @@ idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 	if (info)
 	{
 		covered = palloc(sizeof(bool) * ncolumns);
-		run->images = palloc(sizeof(IdemImageType *) * ncolumns);
-		run->pair_images = palloc(sizeof(IdemImageType *) * ncolumns);
-		run->versions = palloc0(sizeof(VersionComparison) * Max(info->nversions, 1));
+		run->comparer = idem_rowcmp_begin(info);
+		run->pair_columns = palloc(sizeof(int) * Max(ncolumns, 1));
 		for (int i = 0; i < ncolumns; i++)
 		{
 			covered[i] = !info->columns[i].is_audit;
-			run->images[i] = idem_rowhash_type(info->columns[i].type);
-			if (!info->columns[i].is_compared)
-				continue;
-			for (int v = 0; v < info->nversions; v++)
-				if (info->versions[v].column == i)
-					run->versions[v].pair = run->npairs;
-			run->pair_images[run->npairs++] = run->images[i];
+			if (info->columns[i].is_compared)
+				run->pair_columns[run->npairs++] = i;
 		}
 		run->wide_pairs = run->npairs * 2 > IDEM_MAX_SEPARATE_ARGS;
-		run->stored_values = palloc(sizeof(Datum) * Max(run->npairs, 1));
-		run->stored_nulls = palloc(sizeof(bool) * Max(run->npairs, 1));
-		run->nversions = info->nversions;
-		for (int v = 0; v < info->nversions; v++)
-		{
-			run->versions[v].column = info->versions[v].column;
-			run->versions[v].type = getBaseType(info->columns[info->versions[v].column].type);
-			run->versions[v].collation = info->versions[v].collation;
-			fmgr_info(info->versions[v].compare_function, &run->versions[v].compare);
-		}
+		run->stored_values = palloc(sizeof(Datum) * Max(ncolumns, 1));
+		run->stored_nulls = palloc(sizeof(bool) * Max(ncolumns, 1));
+		run->pair_values = palloc(sizeof(Datum) * Max(run->npairs, 1));
+		run->pair_nulls = palloc(sizeof(bool) * Max(run->npairs, 1));
 		run->nkeys = info->nkeys;
 		run->key_columns = palloc(sizeof(int) * info->nkeys);
 		run->key_equal = palloc(sizeof(FmgrInfo) * info->nkeys);
@@ -394,35 +360,18 @@ same_key(IdemRun *run)
 	return true;
 }
 
-static int
-compare_version(VersionComparison *version, Datum a, bool a_null, Datum b, bool b_null)
-{
-	if (a_null || b_null)
-		return (int) b_null - (int) a_null; /* NULL is lowest */
-	return DatumGetInt32(FunctionCall2Coll(&version->compare, version->collation, a, b));
-}
-
 /* Does the current row contradict the saved one, of the same key? */
 static bool
 contradicts(IdemRun *run)
 {
 	if (run->info->on_duplicate == IDEM_DUPLICATE_ANY)
 		return false;
-	if (run->info->on_duplicate == IDEM_DUPLICATE_LATEST)
-		for (int v = 0; v < run->nversions; v++)
-		{
-			int			column = run->versions[v].column;
-
-			if (compare_version(&run->versions[v], run->values[column], run->nulls[column],
-								run->first.values[column], run->first.nulls[column]) != 0)
-				return false;	/* older: the order is by version */
-		}
-	for (int i = 0; i < run->ncolumns; i++)
-		if (!run->info->columns[i].is_audit &&
-			!idem_rowhash_equal(run->images[i], run->values[i], run->nulls[i],
-								run->first.values[i], run->first.nulls[i]))
-			return true;
-	return false;
+	if (run->info->on_duplicate == IDEM_DUPLICATE_LATEST &&
+		idem_rowcmp_versions(run->comparer, run->values, run->nulls,
+							 run->first.values, run->first.nulls) != 0)
+		return false;			/* older: the order is by version */
+	return !idem_rowcmp_same_content(run->comparer, run->values, run->nulls,
+									 run->first.values, run->first.nulls);
 }
 
 /* Note a key of which the batch has different rows. */
@@ -463,35 +412,6 @@ note_conflict(IdemRun *run)
 	appendStringInfoChar(keys, ')');
 }
 
-/* NaN and infinity are above all other versions, for ever. */
-static bool
-is_endless(Oid type, Datum value)
-{
-	switch (type)
-	{
-		case FLOAT4OID:
-			return isnan(DatumGetFloat4(value)) || isinf(DatumGetFloat4(value)) > 0;
-		case FLOAT8OID:
-			return isnan(DatumGetFloat8(value)) || isinf(DatumGetFloat8(value)) > 0;
-		case NUMERICOID:
-			{
-				Numeric		number = DatumGetNumeric(value);
-
-				return numeric_is_nan(number) ||
-					(numeric_is_inf(number) &&
-					 DatumGetBool(DirectFunctionCall2(numeric_gt, value,
-													  NumericGetDatum(int64_to_numeric(0)))));
-			}
-		case DATEOID:
-			return DATE_IS_NOEND(DatumGetDateADT(value));
-		case TIMESTAMPOID:
-		case TIMESTAMPTZOID:
-			return TIMESTAMP_IS_NOEND(DatumGetTimestamp(value));
-		default:
-			return false;
-	}
-}
-
 /* A row after casts, in the order of the key; the best row of a key is first. */
 Datum
 idem_row_distinct(PG_FUNCTION_ARGS)
@@ -508,34 +428,36 @@ idem_row_distinct(PG_FUNCTION_ARGS)
 			note_conflict(run);
 		PG_RETURN_BOOL(false);
 	}
-	save_row(run, &run->first, run->ncolumns, run->values, run->nulls, run->images);
+	save_row(run, &run->first, run->ncolumns, run->values, run->nulls, run->comparer->images);
 	run->key_conflicts = false;
-	for (int v = 0; v < run->nversions; v++)
-	{
-		int			column = run->versions[v].column;
-
-		if (!run->nulls[column] && is_endless(run->versions[v].type, run->values[column]))
-		{
-			run->endless_versions++;
-			break;
-		}
-	}
+	run->endless_versions += idem_rowcmp_is_endless(run->comparer, run->values, run->nulls);
 	/* Stale rows are counted to the end, even where one of them is an error. */
 	PG_RETURN_BOOL(!run->has_null_keys && run->conflicting_keys == 0);
 }
 
+/* Take the compared columns of a row from where they were put together. */
+static void
+spread_pairs(IdemRun *run, Datum *values, bool *nulls)
+{
+	for (int i = 0; i < run->npairs; i++)
+	{
+		values[run->pair_columns[i]] = run->pair_values[i];
+		nulls[run->pair_columns[i]] = run->pair_nulls[i];
+	}
+}
+
 /* Compare a proposed row with the stored one; their columns start at argument first. */
-static RowComparison
+static IdemRowFate
 compare_rows(IdemRun *run, FunctionCallInfo fcinfo, int first)
 {
-	const Datum *proposed = run->values;
-	const bool *proposed_null = run->nulls;
-
 	if (run->wide_pairs)
 	{
-		idem_rowhash_deform(PG_GETARG_DATUM(first), run->npairs, run->values, run->nulls);
+		idem_rowhash_deform(PG_GETARG_DATUM(first), run->npairs,
+							run->pair_values, run->pair_nulls);
+		spread_pairs(run, run->values, run->nulls);
 		idem_rowhash_deform(PG_GETARG_DATUM(first + 1), run->npairs,
-							run->stored_values, run->stored_nulls);
+							run->pair_values, run->pair_nulls);
+		spread_pairs(run, run->stored_values, run->stored_nulls);
 	}
 	else
 	{
@@ -543,38 +465,23 @@ compare_rows(IdemRun *run, FunctionCallInfo fcinfo, int first)
 			elog(ERROR, "got %d columns, expected %d", PG_NARGS() - first, 2 * run->npairs);
 		for (int i = 0; i < run->npairs; i++)
 		{
-			run->values[i] = PG_GETARG_DATUM(first + 2 * i);
-			run->nulls[i] = PG_ARGISNULL(first + 2 * i);
-			run->stored_values[i] = PG_GETARG_DATUM(first + 2 * i + 1);
-			run->stored_nulls[i] = PG_ARGISNULL(first + 2 * i + 1);
+			int			column = run->pair_columns[i];
+
+			run->values[column] = PG_GETARG_DATUM(first + 2 * i);
+			run->nulls[column] = PG_ARGISNULL(first + 2 * i);
+			run->stored_values[column] = PG_GETARG_DATUM(first + 2 * i + 1);
+			run->stored_nulls[column] = PG_ARGISNULL(first + 2 * i + 1);
 		}
 	}
-	if (run->info->request->on_stale != IDEM_STALE_APPLY)
-		for (int v = 0; v < run->nversions; v++)
-		{
-			int			pair = run->versions[v].pair;
-			int			order = compare_version(&run->versions[v],
-												proposed[pair], proposed_null[pair],
-												run->stored_values[pair],
-												run->stored_nulls[pair]);
-
-			if (order < 0)
-				return ROW_STALE;
-			if (order > 0)
-				break;
-		}
-	for (int i = 0; i < run->npairs; i++)
-		if (!idem_rowhash_equal(run->pair_images[i], proposed[i], proposed_null[i],
-								run->stored_values[i], run->stored_nulls[i]))
-			return ROW_CHANGED;
-	return ROW_UNCHANGED;
+	return idem_rowcmp_stored(run->comparer, run->values, run->nulls,
+							  run->stored_values, run->stored_nulls);
 }
 
-/* Count a row that is left alone, as a comparison says. */
+/* Count a row that is left alone, as its fate says. */
 static void
-count_left_alone(IdemRun *run, RowComparison comparison)
+count_left_alone(IdemRun *run, IdemRowFate fate)
 {
-	if (comparison == ROW_UNCHANGED)
+	if (fate == IDEM_ROW_UNCHANGED)
 		run->counts.unchanged++;
 	else
 	{
@@ -598,7 +505,7 @@ idem_row_classify(PG_FUNCTION_ARGS)
 	IdemMode	mode = run->info->request->mode;
 	bool		stored = !PG_ARGISNULL(1);
 	bool		recheck = false;
-	RowComparison comparison;
+	IdemRowFate fate;
 
 	/*
 	 * SELECT FOR UPDATE evaluates its condition again, by another expression,
@@ -622,10 +529,10 @@ idem_row_classify(PG_FUNCTION_ARGS)
 		run->counts.skipped++;
 		PG_RETURN_BOOL(false);
 	}
-	comparison = compare_rows(run, fcinfo, 2);
-	if (comparison != ROW_CHANGED)
+	fate = compare_rows(run, fcinfo, 2);
+	if (fate != IDEM_ROW_CHANGED)
 	{
-		count_left_alone(run, comparison);
+		count_left_alone(run, fate);
 		PG_RETURN_BOOL(false);
 	}
 	run->counts.updated += run->kind == IDEM_RUN_CLASSIFY;
@@ -653,8 +560,8 @@ finish_row(IdemRun *run)
 		run->revived |= run->row.matched && !run->row.key_changed &&
 			(run->info->keeps_stored || IsolationUsesXactSnapshot());
 	}
-	else if (run->row.guarded && run->row.comparison != ROW_CHANGED)
-		count_left_alone(run, run->row.comparison);
+	else if (run->row.guarded && run->row.fate != IDEM_ROW_CHANGED)
+		count_left_alone(run, run->row.fate);
 	else if (run->info->request->mode == IDEM_MODE_UPSERT && !run->info->sets_anything &&
 			 !run->info->has_row_triggers)
 		run->counts.unchanged++;	/* DO NOTHING, as there is nothing but a
@@ -672,7 +579,7 @@ save_proposed_key(IdemRun *run, FunctionCallInfo fcinfo)
 
 	for (int i = 0; i < run->nkeys; i++)
 	{
-		images[i] = run->images[run->key_columns[i]];
+		images[i] = run->comparer->images[run->key_columns[i]];
 		values[i] = PG_GETARG_DATUM(i + 2);
 		nulls[i] = PG_ARGISNULL(i + 2);
 	}
@@ -703,8 +610,8 @@ idem_row_guard(PG_FUNCTION_ARGS)
 	IdemRun    *run = find_run(fcinfo);
 
 	run->row.guarded = true;
-	run->row.comparison = compare_rows(run, fcinfo, 1);
-	PG_RETURN_BOOL(run->row.comparison == ROW_CHANGED);
+	run->row.fate = compare_rows(run, fcinfo, 1);
+	PG_RETURN_BOOL(run->row.fate == IDEM_ROW_CHANGED);
 }
 
 /* A row that was written, by its key. */
@@ -722,7 +629,7 @@ idem_row_applied(PG_FUNCTION_ARGS)
 	if (run->info->has_row_triggers && !run->row.guarded)
 		for (int i = 0; i < run->nkeys; i++)
 			run->row.key_changed |=
-				!idem_rowhash_equal(run->images[run->key_columns[i]],
+				!idem_rowhash_equal(run->comparer->images[run->key_columns[i]],
 									PG_GETARG_DATUM(i + 1), PG_ARGISNULL(i + 1),
 									run->proposed_key.values[i], run->proposed_key.nulls[i]);
 	PG_RETURN_BOOL(true);
