@@ -11,6 +11,7 @@
 
 #include "access/genam.h"
 #include "access/tableam.h"
+#include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_namespace.h"
@@ -111,6 +112,19 @@ read_recent_buffer_compat(Relation rel, BlockNumber block, Buffer recent)
 	return ReadRecentBuffer(rel->rd_locator, MAIN_FORKNUM, block, recent);
 #else
 	return ReadRecentBuffer(rel->rd_node, MAIN_FORKNUM, block, recent);
+#endif
+}
+
+/* 17 wants to know of the statement, for event triggers. */
+static inline void
+reindex_relation_compat(Oid relid)
+{
+	ReindexParams params = {0};
+
+#if PG_VERSION_NUM >= 170000
+	(void) reindex_relation(NULL, relid, 0, &params);
+#else
+	(void) reindex_relation(relid, 0, &params);
 #endif
 }
 

@@ -96,6 +96,7 @@ typedef struct NativeRun
 	AttrNumber	last_key;		/* how far a stored row must be deformed */
 	AttrNumber	last_compared;
 	bool		stale_error;
+	bool		fills;			/* an empty target, which is ours alone */
 	Tuplesortstate *changes;	/* references, of rows in memory */
 	TupleTableSlot *change;
 	Tuplestorestate *sorted_changes;	/* whole rows, of a sorted batch */
@@ -759,6 +760,11 @@ classify(NativeRun *run)
 		merge_sorted(run, probes_are_cheaper(run));
 		return;
 	}
+	if (run->fills)
+	{
+		run->counts->inserted = idem_batch_size(run->batch);
+		return;
+	}
 	run->changes = begin_sort(run);
 	if (idem_batch_is_above_bound(run->batch))
 		classify_rest(run);
@@ -796,6 +802,32 @@ write_loaded(NativeRun *run, IdemWriter *writer)
 	return true;
 }
 
+/*
+ * Write all rows of a batch in memory, into a target that is empty, in the order
+ * in which they are read fastest: the indexes come later.
+ */
+static bool
+write_all(NativeRun *run, IdemWriter *writer)
+{
+	IdemRowRef *refs = idem_batch_refs(run->batch);
+	uint64		total = idem_batch_size(run->batch);
+
+	for (uint64 start = 0; start < total; start += LOOK_AHEAD)
+	{
+		int			count = Min(LOOK_AHEAD, total - start);
+
+		prefetch_rows(run, refs + start, count);
+		for (int i = 0; i < count; i++)
+		{
+			idem_batch_load(run->batch, refs[start + i], run->staged);
+			if (!idem_writer_insert(writer, run->staged->values, run->staged->nulls))
+				return false;
+		}
+	}
+	pfree(refs);
+	return true;
+}
+
 /* Write the changes of a sorted batch. */
 static bool
 write_sorted(NativeRun *run, IdemWriter *writer)
@@ -828,8 +860,9 @@ write_changes(NativeRun *run)
 
 	if (run->counts->inserted + run->counts->updated == 0 && run->target->trigdesc == NULL)
 		return true;
-	writer = idem_writer_begin(run->info, run->target, run->snapshot);
-	done = run->sorted_changes ? write_sorted(run, writer) : write_loaded(run, writer);
+	writer = idem_writer_begin(run->info, run->target, run->snapshot, run->fills);
+	done = run->sorted_changes ? write_sorted(run, writer) :
+		run->fills ? write_all(run, writer) : write_loaded(run, writer);
 	done = done && idem_writer_flush(writer);
 	if (done)
 		idem_writer_finish(writer);
@@ -882,6 +915,9 @@ attempt(void *arg)
 	run->snapshot = GetActiveSnapshot();
 	run->target = table_open(run->info->target, NoLock);
 	run->comparer = idem_rowcmp_begin(run->info);
+	run->fills = run->info->request->exclusive &&
+		run->info->request->mode != IDEM_MODE_UPDATE &&
+		RelationGetNumberOfBlocks(run->target) == 0;
 	run->batch = idem_batch_begin(run->info, run->comparer);
 	prepare(run);
 	find_largest_key(run);

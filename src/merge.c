@@ -109,9 +109,11 @@ resolve(const IdemRequest *request)
 	idem_relinfo_precheck(request);
 
 	/* A weaker lock first, and the stronger one later, would be a deadlock. */
-	if (request->on_schema_change == IDEM_SCHEMA_ADD_COLUMNS && !request->dry_run &&
-		idem_relinfo_differs(request))
+	if (!request->dry_run &&
+		(request->exclusive || (request->on_schema_change == IDEM_SCHEMA_ADD_COLUMNS &&
+								idem_relinfo_differs(request))))
 	{
+		/* To build indexes anew is the owner's right as well. */
 		idem_security_require_owner(request->target);
 		idem_relcheck_lock(request->target, AccessExclusiveLock);
 	}
@@ -588,7 +590,8 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 									  info->target_name, info->staging_name);
 	else
 		explanation->locks = psprintf("%s on %s, ACCESS SHARE on %s, the batch, %s, the ledger row, rows to be written in key order",
-									  adds ? "ACCESS EXCLUSIVE" : "ROW EXCLUSIVE",
+									  adds || request->exclusive ? "ACCESS EXCLUSIVE" :
+									  "ROW EXCLUSIVE",
 									  info->target_name, info->staging_name,
 									  info->commutes ?
 									  "the target's turn together with merges of the same columns" :

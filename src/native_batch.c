@@ -964,6 +964,30 @@ idem_batch_ref(const IdemBatchEntry *entry)
 	return entry->ref & ~MATCHED;
 }
 
+static int
+compare_refs(const void *a, const void *b)
+{
+	IdemRowRef	ra = *(const IdemRowRef *) a;
+	IdemRowRef	rb = *(const IdemRowRef *) b;
+
+	return ra < rb ? -1 : ra > rb;
+}
+
+/* All rows, idem_batch_size() of them, in the order in which they are kept. */
+IdemRowRef *
+idem_batch_refs(const IdemBatch *batch)
+{
+	IdemRowRef *refs = MemoryContextAllocHuge(CurrentMemoryContext,
+											  sizeof(IdemRowRef) * Max(batch->nused, 1));
+	uint64		count = 0;
+
+	for (uint64 i = 0; i < batch->nslots; i++)
+		if (batch->slots[i].ref != 0)
+			refs[count++] = idem_batch_ref(&batch->slots[i]);
+	qsort(refs, count, sizeof(IdemRowRef), compare_refs);
+	return refs;
+}
+
 /* Go through all rows, in no order; *position begins with 0. */
 bool
 idem_batch_next(const IdemBatch *batch, uint64 *position, IdemRowRef *ref, bool *matched)

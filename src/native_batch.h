@@ -47,6 +47,7 @@ extern IdemCounts *idem_batch_counts(IdemBatch *batch);
 extern char *idem_batch_fingerprint(IdemBatch *batch);
 extern uint64 idem_batch_size(const IdemBatch *batch);
 
+extern IdemRowRef *idem_batch_refs(const IdemBatch *batch);
 extern bool idem_batch_is_sorted(const IdemBatch *batch);
 extern IdemRow *idem_batch_next_sorted(IdemBatch *batch);
 

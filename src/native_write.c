@@ -54,6 +54,7 @@ struct IdemWriter
 	TupleTableSlot *old_slot;
 	TupleTableSlot *new_slot;
 	BulkInsertState bulk;
+	bool		indexes_later;	/* they are built when all rows are there */
 	bool		in_order;		/* somebody can tell in which order we write */
 	int			nbuffered;
 	int			nslots;			/* made so far */
@@ -106,10 +107,12 @@ shows_order(const IdemWriter *writer)
 /*
  * Begin to write. The caller holds RowExclusiveLock, and the snapshot is the
  * active one. Lives in the current memory context; BEFORE STATEMENT triggers
- * fire.
+ * fire. With indexes_later the caller holds AccessExclusiveLock, and the target
+ * is empty: its indexes are built in idem_writer_finish().
  */
 IdemWriter *
-idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot)
+idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
+				  bool indexes_later)
 {
 	IdemWriter *writer = palloc0(sizeof(IdemWriter));
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
@@ -139,7 +142,9 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot)
 	if (writer->updates)
 		check_valid_result_rel_compat(writer->relinfo, CMD_UPDATE);
 	init_stored_generated_compat(writer->relinfo, writer->estate);
-	ExecOpenIndices(writer->relinfo, false);
+	writer->indexes_later = indexes_later;
+	if (!indexes_later)
+		ExecOpenIndices(writer->relinfo, false);
 	writer->cid = GetCurrentCommandId(true);
 	writer->estate->es_output_cid = writer->cid;
 	writer->in_order = shows_order(writer);
@@ -218,8 +223,8 @@ idem_writer_flush(IdemWriter *writer)
 
 	if (writer->nbuffered == 0)
 		return true;
-	table_multi_insert(writer->target, writer->slots, writer->nbuffered, writer->cid, 0,
-					   writer->bulk);
+	table_multi_insert(writer->target, writer->slots, writer->nbuffered, writer->cid,
+					   writer->indexes_later ? TABLE_INSERT_SKIP_FSM : 0, writer->bulk);
 	for (int i = 0; i < writer->nbuffered; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -343,6 +348,12 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 void
 idem_writer_finish(IdemWriter *writer)
 {
+	if (writer->indexes_later)
+	{
+		/* Before the triggers: foreign keys may look the rows up. */
+		CommandCounterIncrement();
+		reindex_relation_compat(RelationGetRelid(writer->target));
+	}
 	if (writer->target->trigdesc)
 	{
 		if (writer->updates)

@@ -16,7 +16,7 @@
 typedef struct IdemWriter IdemWriter;
 
 extern IdemWriter *idem_writer_begin(const IdemMergeInfo *info, Relation target,
-									 Snapshot snapshot);
+									 Snapshot snapshot, bool indexes_later);
 extern bool idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls);
 extern bool idem_writer_update(IdemWriter *writer, ItemPointer tid,
 							   const Datum *values, const bool *nulls);
