@@ -88,6 +88,7 @@ typedef struct NativeRun
 	Snapshot	snapshot;
 	IdemComparer *comparer;
 	IdemBatch  *batch;
+	IdemStore  *store;
 	IdemCounts *counts;
 	MemoryContext row_context;
 	IdemRow    *staged;
@@ -390,10 +391,10 @@ prefetch_rows(const NativeRun *run, const IdemRowRef *refs, int count)
 {
 	for (int i = 0; i < count; i++)
 		if (refs[i] != 0)
-			idem_batch_prefetch_row(run->batch, refs[i], true);
+			idem_store_prefetch(run->store, refs[i], true);
 	for (int i = 0; i < count; i++)
 		if (refs[i] != 0)
-			idem_batch_prefetch_row(run->batch, refs[i], false);
+			idem_store_prefetch(run->store, refs[i], false);
 }
 
 /* Decide about all rows that have not been matched. */
@@ -424,7 +425,7 @@ classify_rest(NativeRun *run)
 		prefetch_rows(run, refs, count);
 		for (int i = 0; i < count; i++)
 		{
-			idem_batch_load(run->batch, refs[i], run->staged);
+			idem_store_load(run->store, refs[i], run->staged);
 			classify_unmatched(run, refs[i]);
 		}
 	}
@@ -479,7 +480,7 @@ scan_target(NativeRun *run)
 			{
 				IdemRowRef	ref = idem_batch_ref(entry);
 
-				idem_batch_load(run->batch, ref, run->staged);
+				idem_store_load(run->store, ref, run->staged);
 				if (!has_key_of(run, slots[i]))
 					continue;
 				idem_batch_set_matched(entry);
@@ -651,7 +652,7 @@ probe_target(NativeRun *run)
 	while (idem_batch_next(run->batch, &position, &refs[0], &matched))
 	{
 		CHECK_FOR_INTERRUPTS();
-		idem_batch_load(run->batch, refs[0], run->staged);
+		idem_store_load(run->store, refs[0], run->staged);
 		note_change(run, refs[0], NULL);
 	}
 	tuplesort_performsort(run->changes);
@@ -662,7 +663,7 @@ probe_target(NativeRun *run)
 		for (int i = 0; i < count; i++)
 		{
 			CHECK_FOR_INTERRUPTS();
-			idem_batch_load(run->batch, refs[i], run->staged);
+			idem_store_load(run->store, refs[i], run->staged);
 			probe(run, &reader);
 			if (reader.found)
 				classify_pair(run, refs[i], reader.stored);
@@ -795,7 +796,7 @@ write_loaded(NativeRun *run, IdemWriter *writer)
 	while ((count = next_sorted(run, run->changes, refs, tids)) > 0)
 		for (int i = 0; i < count; i++)
 		{
-			idem_batch_load(run->batch, refs[i], run->staged);
+			idem_store_load(run->store, refs[i], run->staged);
 			if (!write_row(run, writer, &tids[i]))
 				return false;
 		}
@@ -819,7 +820,7 @@ write_all(NativeRun *run, IdemWriter *writer)
 		prefetch_rows(run, refs + start, count);
 		for (int i = 0; i < count; i++)
 		{
-			idem_batch_load(run->batch, refs[start + i], run->staged);
+			idem_store_load(run->store, refs[start + i], run->staged);
 			if (!idem_writer_insert(writer, run->staged->values, run->staged->nulls))
 				return false;
 		}
@@ -896,7 +897,7 @@ prepare(NativeRun *run)
 											 ALLOCSET_DEFAULT_SIZES);
 	run->stored = palloc0(sizeof(Datum) * Max(info->ncolumns, 1));
 	run->stored_nulls = palloc0(sizeof(bool) * Max(info->ncolumns, 1));
-	run->staged = idem_batch_make_row(run->batch);
+	run->staged = idem_store_make_row(run->store);
 	run->counts = idem_batch_counts(run->batch);
 }
 
@@ -919,6 +920,7 @@ attempt(void *arg)
 		run->info->request->mode != IDEM_MODE_UPDATE &&
 		RelationGetNumberOfBlocks(run->target) == 0;
 	run->batch = idem_batch_begin(run->info, run->comparer);
+	run->store = idem_batch_store(run->batch);
 	prepare(run);
 	find_largest_key(run);
 	idem_batch_read(run->batch, run->source);

@@ -4,9 +4,8 @@
  *	  The staged rows of a batch, one for each key, in memory.
  *
  * A table of keys has 16 bytes for each: a hash, and a reference to the row.
- * The row itself stays where it is, if staging is a table that fits the buffers
- * and can be asked again under the same snapshot; otherwise it is copied. Rows of one key are compared, and one of them remains, as soon as
- * the second one comes.
+ * Rows of one key are compared, and one of them remains, as soon as the second
+ * one comes.
  *
  * What does not fit work_mem x hash_mem_multiplier is sorted by key instead, all
  * of it, by a tuplesort that spills to disk: rows of one key then come one after
@@ -19,35 +18,19 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
-#include "access/table.h"
-#include "access/tableam.h"
-#include "catalog/pg_am.h"
-#include "catalog/pg_class.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
-#include "optimizer/optimizer.h"
-#include "parser/parse_coerce.h"
-#include "storage/buf_internals.h"
-#include "storage/bufmgr.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/rel.h"
-#include "utils/rls.h"
-#include "utils/snapmgr.h"
 #include "utils/sortsupport.h"
 #include "utils/tuplesort.h"
 
-#include "compat.h"
 #include "native_batch.h"
 
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
 #define SORT_MEMORY		((Size) 16 * 1024 * 1024)
-#define CHUNK_BITS		20
-#define CHUNK_SIZE		((Size) 1 << CHUNK_BITS)
 #define MATCHED			(UINT64CONST(1) << 63)
 
 /* The receiver of staged rows. */
@@ -75,21 +58,8 @@ struct IdemBatch
 	IdemCounts	counts;
 	const char *refusal;		/* why to leave it to the other engine */
 
-	/* casts */
-	EState	   *estate;
-	ExprState **casts;			/* NULL where there is none */
+	IdemStore  *store;
 	IdemRow    *incoming;		/* the row that is being read */
-
-	/* rows */
-	Relation	staging;		/* if it is scanned without the executor */
-	bool		by_tid;			/* rows are loaded from there again */
-	Buffer	   *buffers;		/* where its blocks were seen last */
-	TupleDesc	copied;			/* of rows that are copied */
-	char	  **chunks;
-	uint64		nchunks;
-	uint64		max_chunks;
-	Size		chunk_used;		/* of the last one */
-	Size		copied_size;
 	IdemRow    *old_row;		/* of one key */
 	IdemRow    *new_row;
 
@@ -108,214 +78,6 @@ struct IdemBatch
 	IdemRow    *sorted[2];		/* the row at hand, and the one after it */
 	bool		has_next;
 };
-
-/*
- * A staged value as INSERT would convert it: the expression is over a case test
- * value, and NULL if there is nothing to convert.
- */
-static Expr *
-cast_expression(const IdemColumn *column)
-{
-	CaseTestExpr *staged;
-	Node	   *expression;
-
-	if (column->staged_type == column->type &&
-		(column->typmod < 0 || column->typmod == column->staged_typmod))
-		return NULL;
-	staged = makeNode(CaseTestExpr);
-	staged->typeId = column->staged_type;
-	staged->typeMod = column->staged_typmod;
-	staged->collation = column->staged_collation;
-	expression = coerce_to_target_type(NULL, (Node *) staged, column->staged_type,
-									   column->type, column->typmod,
-									   COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
-	if (expression == NULL)
-		elog(ERROR, "column \"%s\" cannot be converted", column->name);
-	/* Some types differ in name only. */
-	return expression == (Node *) staged ? NULL : (Expr *) expression;
-}
-
-/*
- * Can the relation be scanned without the executor? Not what has parts, is
- * computed as it is read, or may be seen in part only.
- */
-static bool
-can_scan(Relation staging)
-{
-	TupleDesc	tupdesc = RelationGetDescr(staging);
-	char		kind = staging->rd_rel->relkind;
-
-	if ((kind != RELKIND_RELATION && kind != RELKIND_MATVIEW) ||
-		staging->rd_rel->relam != HEAP_TABLE_AM_OID || staging->rd_rel->relhassubclass ||
-		check_enable_rls(RelationGetRelid(staging), InvalidOid, true) == RLS_ENABLED)
-		return false;
-	for (int i = 0; i < tupdesc->natts; i++)
-		if (attribute_is_virtual_compat(TupleDescAttr(tupdesc, i)))
-			return false;
-	return true;
-}
-
-/* Make room for a row at hand. It lives as long as the batch. */
-IdemRow *
-idem_batch_make_row(IdemBatch *batch)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(batch->context);
-	IdemRow    *row = palloc0(sizeof(IdemRow));
-	int			ncolumns = Max(batch->info->ncolumns, 1);
-
-	row->values = palloc0(sizeof(Datum) * ncolumns);
-	row->nulls = palloc0(sizeof(bool) * ncolumns);
-	row->slot = batch->by_tid ?
-		table_slot_create(batch->staging, &batch->estate->es_tupleTable) :
-		ExecAllocTableSlot(&batch->estate->es_tupleTable, batch->copied, &TTSOpsMinimalTuple);
-	row->econtext = CreateExprContext(batch->estate);
-	MemoryContextSwitchTo(old_context);
-	return row;
-}
-
-/* Convert the row's values, which are as they were staged. */
-static void
-convert(IdemBatch *batch, IdemRow *row)
-{
-	ResetExprContext(row->econtext);
-	for (int i = 0; i < batch->info->ncolumns; i++)
-	{
-		if (batch->casts[i] == NULL)
-			continue;
-		row->econtext->caseValue_datum = row->values[i];
-		row->econtext->caseValue_isNull = row->nulls[i];
-		row->values[i] = ExecEvalExprSwitchContext(batch->casts[i], row->econtext,
-												   &row->nulls[i]);
-	}
-}
-
-/*
- * Let the slot have a tuple of staging. It was seen by the snapshot, which keeps
- * it where it is, so neither visibility nor a lock on the buffer is needed. To
- * look a buffer up costs more than all the rest, hence the guess where it is.
- */
-static void
-load_tuple(IdemBatch *batch, IdemRowRef ref, IdemRow *row)
-{
-	BlockNumber block = (BlockNumber) (ref >> 16);
-	OffsetNumber offset = (OffsetNumber) (ref & 0xFFFF);
-	Buffer		buffer = batch->buffers[block];
-	Page		page;
-	ItemId		item;
-
-	ExecClearTuple(row->slot);
-	if (!BufferIsValid(buffer) ||
-		!read_recent_buffer_compat(batch->staging, block, buffer))
-	{
-		buffer = ReadBuffer(batch->staging, block);
-		batch->buffers[block] = buffer;
-	}
-	page = BufferGetPage(buffer);
-	item = PageGetItemId(page, offset);
-	if (!ItemIdIsNormal(item))
-		elog(ERROR, "could not find staged row (%u,%u) again", block, offset);
-	row->tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
-	row->tuple.t_len = ItemIdGetLength(item);
-	row->tuple.t_tableOid = RelationGetRelid(batch->staging);
-	ItemPointerSet(&row->tuple.t_self, block, offset);
-	ExecStorePinnedBufferHeapTuple(&row->tuple, row->slot, buffer);
-}
-
-/*
- * Let a row come to the cache: first what leads to it, later the row. Memory is
- * only hinted at, or looked at without a pin, where wrong data cannot do harm.
- */
-void
-idem_batch_prefetch_row(const IdemBatch *batch, IdemRowRef ref, bool lead)
-{
-#ifdef __GNUC__
-	const char *data;
-
-	if (batch->by_tid)
-	{
-		Buffer		buffer = batch->buffers[ref >> 16];
-		const char *page;
-		const ItemIdData *item;
-
-		if (!BufferIsValid(buffer))
-			return;
-		page = (const char *) BufferGetPage(buffer);
-		item = PageGetItemId((Page) page, ref & 0xFFFF);
-		if (lead)
-		{
-			if (!BufferIsLocal(buffer))
-				__builtin_prefetch(GetBufferDescriptor(buffer - 1));
-			__builtin_prefetch(item);
-			return;
-		}
-		data = page + Min(ItemIdGetOffset(item), BLCKSZ - 256);
-	}
-	else if (lead)
-		return;
-	else
-		data = batch->chunks[ref >> CHUNK_BITS] + (ref & (CHUNK_SIZE - 1));
-	for (int i = 0; i < 4; i++)
-		__builtin_prefetch(data + i * 64);
-#endif
-}
-
-/* Load a row that the batch has. */
-void
-idem_batch_load(IdemBatch *batch, IdemRowRef ref, IdemRow *row)
-{
-	const IdemMergeInfo *info = batch->info;
-
-	if (batch->by_tid)
-	{
-		load_tuple(batch, ref, row);
-		slot_getallattrs(row->slot);
-		for (int i = 0; i < info->ncolumns; i++)
-		{
-			int			attribute = info->columns[i].staged_attnum - 1;
-
-			row->values[i] = row->slot->tts_values[attribute];
-			row->nulls[i] = row->slot->tts_isnull[attribute];
-		}
-		convert(batch, row);
-		return;
-	}
-	ExecStoreMinimalTuple((MinimalTuple) (batch->chunks[ref >> CHUNK_BITS] +
-										  (ref & (CHUNK_SIZE - 1))),
-						  row->slot, false);
-	slot_getallattrs(row->slot);
-	memcpy(row->values, row->slot->tts_values, sizeof(Datum) * info->ncolumns);
-	memcpy(row->nulls, row->slot->tts_isnull, sizeof(bool) * info->ncolumns);
-}
-
-/* Copy a row; the reference is where the copy is. */
-static IdemRowRef
-copy_row(IdemBatch *batch, const IdemRow *row)
-{
-	MinimalTuple tuple = heap_form_minimal_tuple(batch->copied, row->values, row->nulls);
-	Size		size = MAXALIGN(tuple->t_len);
-	IdemRowRef	ref;
-
-	if (batch->nchunks == 0 || batch->chunk_used + size > CHUNK_SIZE)
-	{
-		if (batch->nchunks == batch->max_chunks)
-		{
-			batch->max_chunks = batch->max_chunks * 2 + 64;
-			batch->chunks = batch->chunks ?
-				repalloc_huge(batch->chunks, sizeof(char *) * batch->max_chunks) :
-				MemoryContextAllocHuge(batch->context, sizeof(char *) * batch->max_chunks);
-		}
-		/* References are not 0: the first row is not at the very beginning. */
-		batch->chunks[batch->nchunks++] =
-			MemoryContextAllocHuge(batch->context, Max(CHUNK_SIZE, size + MAXIMUM_ALIGNOF));
-		batch->chunk_used = MAXIMUM_ALIGNOF;
-		batch->copied_size += Max(CHUNK_SIZE, size);
-	}
-	ref = ((batch->nchunks - 1) << CHUNK_BITS) | batch->chunk_used;
-	memcpy(batch->chunks[batch->nchunks - 1] + batch->chunk_used, tuple, tuple->t_len);
-	batch->chunk_used += size;
-	heap_free_minimal_tuple(tuple);
-	return ref;
-}
 
 /* The hash of a key, whose values are in the order of its index. */
 uint64
@@ -431,7 +193,7 @@ grow(IdemBatch *batch)
 	Size		size = nslots * sizeof(IdemBatchEntry);
 
 	/* While it is copied, the old table is there too. */
-	if (size + size / 2 + batch->copied_size > get_hash_memory_limit())
+	if (size + size / 2 + idem_store_size(batch->store) > get_hash_memory_limit())
 		return false;
 	batch->slots = MemoryContextAllocExtended(batch->context, size,
 											  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
@@ -486,22 +248,21 @@ begin_sort(IdemBatch *batch)
 		collations[i] = info->keys[i].collation;
 		nulls_first[i] = info->keys[i].nulls_first;
 	}
-	batch->sort = tuplesort_begin_heap(batch->copied, info->nkeys, attnums, operators, collations,
+	batch->sort = tuplesort_begin_heap(idem_store_descriptor(batch->store), info->nkeys, attnums, operators, collations,
 									   nulls_first, limit / 1024, NULL, TUPLESORT_NONE);
-	batch->sort_slot = ExecAllocTableSlot(&batch->estate->es_tupleTable, batch->copied,
-										  &TTSOpsVirtual);
+	batch->sort_slot = idem_store_make_slot(batch->store, &TTSOpsVirtual);
 	MemoryContextSwitchTo(old_context);
 	for (uint64 i = 0; i < batch->nslots; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
 		if (batch->slots[i].ref == 0)
 			continue;
-		idem_batch_load(batch, batch->slots[i].ref, batch->old_row);
+		idem_store_load(batch->store, batch->slots[i].ref, batch->old_row);
 		sort_row(batch, batch->old_row);
 	}
 	for (int i = 0; i < batch->npending; i++)
 	{
-		idem_batch_load(batch, batch->pending[i].ref, batch->old_row);
+		idem_store_load(batch->store, batch->pending[i].ref, batch->old_row);
 		sort_row(batch, batch->old_row);
 	}
 	batch->npending = 0;
@@ -509,9 +270,7 @@ begin_sort(IdemBatch *batch)
 	batch->slots = NULL;
 	ExecClearTuple(batch->old_row->slot);
 	ExecClearTuple(batch->new_row->slot);
-	for (uint64 i = 0; i < batch->nchunks; i++)
-		pfree(batch->chunks[i]);
-	batch->nchunks = 0;
+	idem_store_forget_copies(batch->store);
 }
 
 /* Put the rows that wait into the table of keys. */
@@ -537,9 +296,9 @@ flush_pending(IdemBatch *batch)
 			if (slot->hash != entry.hash)
 				continue;
 			if (!loaded)
-				idem_batch_load(batch, entry.ref, batch->new_row);
+				idem_store_load(batch->store, entry.ref, batch->new_row);
 			loaded = true;
-			idem_batch_load(batch, slot->ref, batch->old_row);
+			idem_store_load(batch->store, slot->ref, batch->old_row);
 			if (same_key(batch, batch->old_row, batch->new_row))
 				break;
 		}
@@ -643,18 +402,12 @@ add_pending(IdemBatch *batch, const IdemRow *row, ItemPointer tid)
 	IdemBatchEntry *entry = &batch->pending[batch->npending++];
 
 	entry->hash = row_hash(batch, row);
-	if (batch->by_tid)
-		entry->ref = ((uint64) ItemPointerGetBlockNumber(tid) << 16) |
-			ItemPointerGetOffsetNumber(tid);
-	else
+	entry->ref = idem_store_put(batch->store, row, tid);
+	if (idem_store_size(batch->store) + batch->nslots * sizeof(IdemBatchEntry) >
+		get_hash_memory_limit())
 	{
-		entry->ref = copy_row(batch, row);
-		if (batch->copied_size + batch->nslots * sizeof(IdemBatchEntry) >
-			get_hash_memory_limit())
-		{
-			begin_sort(batch);
-			return;
-		}
+		begin_sort(batch);
+		return;
 	}
 	/* The table is larger than a cache: let memory come while we go on. */
 	idem_batch_prefetch(batch, entry->hash);
@@ -667,8 +420,9 @@ add_pending(IdemBatch *batch, const IdemRow *row, ItemPointer tid)
  * may be loaded again by tid. False if the batch is refused.
  */
 static bool
-take_row(IdemBatch *batch, ItemPointer tid)
+take_row(void *arg, ItemPointer tid)
 {
+	IdemBatch  *batch = arg;
 	IdemRow    *row = batch->incoming;
 	MemoryContext old_context = MemoryContextSwitchTo(batch->row_context);
 
@@ -676,7 +430,7 @@ take_row(IdemBatch *batch, ItemPointer tid)
 	batch->counts.staged++;
 	idem_rowhash_add(batch->fingerprint, row->values, row->nulls);
 	if (!has_null_key(batch, row->nulls))
-		convert(batch, row);
+		idem_store_convert(batch->store, row);
 	if (has_null_key(batch, row->nulls))
 		batch->refusal = "a key is null";
 	else if (idem_rowcmp_is_endless(batch->comparer, row->values, row->nulls))
@@ -706,36 +460,6 @@ receive_row(TupleTableSlot *slot, DestReceiver *self)
 	return take_row(batch, NULL);
 }
 
-/* Take the rows of a table without the executor. */
-static void
-scan_staging(IdemBatch *batch)
-{
-	const IdemMergeInfo *info = batch->info;
-	IdemRow    *row = batch->incoming;
-	TupleTableSlot *slot = table_slot_create(batch->staging, &batch->estate->es_tupleTable);
-	TableScanDesc scan = table_beginscan(batch->staging, GetActiveSnapshot(), 0, NULL);
-	AttrNumber	last = 0;
-	bool		more = true;
-
-	for (int i = 0; i < info->ncolumns; i++)
-		last = Max(last, info->columns[i].staged_attnum);
-	while (more && table_scan_getnextslot(scan, ForwardScanDirection, slot))
-	{
-		CHECK_FOR_INTERRUPTS();
-		slot_getsomeattrs(slot, last);
-		for (int i = 0; i < info->ncolumns; i++)
-		{
-			row->values[i] = slot->tts_values[info->columns[i].staged_attnum - 1];
-			row->nulls[i] = slot->tts_isnull[info->columns[i].staged_attnum - 1];
-		}
-		if (batch->by_tid)
-			batch->buffers[ItemPointerGetBlockNumber(&slot->tts_tid)] =
-				((BufferHeapTupleTableSlot *) slot)->buffer;
-		more = take_row(batch, &slot->tts_tid);
-	}
-	table_endscan(scan);
-}
-
 static void
 ignore_startup(DestReceiver *self, int operation, TupleDesc typeinfo)
 {
@@ -754,55 +478,26 @@ IdemBatch *
 idem_batch_begin(const IdemMergeInfo *info, IdemComparer *comparer)
 {
 	IdemBatch  *batch = palloc0(sizeof(IdemBatch));
-	Relation	staging = table_open(info->staging, NoLock);
 	char	  **names = palloc(sizeof(char *) * Max(info->ncolumns, 1));
 	Oid		   *types = palloc(sizeof(Oid) * Max(info->ncolumns, 1));
 	bool	   *covered = palloc(sizeof(bool) * Max(info->ncolumns, 1));
-	bool		volatile_casts = false;
 
 	batch->context = CurrentMemoryContext;
 	batch->row_context = AllocSetContextCreate(CurrentMemoryContext, "idem_merge staged row",
 											   ALLOCSET_DEFAULT_SIZES);
 	batch->info = info;
 	batch->comparer = comparer;
-	batch->estate = CreateExecutorState();
-	batch->casts = palloc0(sizeof(ExprState *) * Max(info->ncolumns, 1));
-	batch->copied = CreateTemplateTupleDesc(info->ncolumns);
 	for (int i = 0; i < info->ncolumns; i++)
 	{
-		const IdemColumn *column = &info->columns[i];
-		Expr	   *cast = cast_expression(column);
-
-		names[i] = column->name;
-		types[i] = column->staged_type;
-		covered[i] = !column->is_audit;
-		TupleDescInitEntry(batch->copied, i + 1, NULL, column->type, -1, 0);
-		if (cast)
-		{
-			volatile_casts |= contain_volatile_functions((Node *) cast);
-			batch->casts[i] = ExecPrepareExpr(cast, batch->estate);
-		}
+		names[i] = info->columns[i].name;
+		types[i] = info->columns[i].staged_type;
+		covered[i] = !info->columns[i].is_audit;
 	}
-	tupdesc_finalize_compat(batch->copied);
 	batch->fingerprint = idem_rowhash_begin(info->ncolumns, names, types, covered);
-	if (can_scan(staging))
-	{
-		BlockNumber blocks = RelationGetNumberOfBlocks(staging);
-
-		batch->staging = staging;
-		/* To come again for each row must not mean to read it from disk. */
-		batch->by_tid = !volatile_casts &&
-			blocks <= (RelationUsesLocalBuffers(staging) ? num_temp_buffers : NBuffers) / 2;
-		if (batch->by_tid)
-			batch->buffers = MemoryContextAllocExtended(batch->context,
-														sizeof(Buffer) * Max(blocks, 1),
-														MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	}
-	else
-		table_close(staging, NoLock);
-	batch->incoming = idem_batch_make_row(batch);
-	batch->old_row = idem_batch_make_row(batch);
-	batch->new_row = idem_batch_make_row(batch);
+	batch->store = idem_store_begin(info);
+	batch->incoming = idem_store_make_row(batch->store);
+	batch->old_row = idem_store_make_row(batch->store);
+	batch->new_row = idem_store_make_row(batch->store);
 	batch->nslots = INITIAL_SLOTS;
 	batch->slots = palloc0(sizeof(IdemBatchEntry) * INITIAL_SLOTS);
 	batch->above_bound = true;
@@ -850,9 +545,7 @@ idem_batch_read(IdemBatch *batch, IdemSource *source)
 	for (int i = 0; i < batch->info->ncolumns; i++)
 		columns = lappend(columns, batch->info->columns[i].name);
 	receiver.batch = batch;
-	if (batch->staging)
-		scan_staging(batch);
-	else
+	if (!idem_store_scan(batch->store, batch->incoming, take_row, batch))
 		idem_source_read(source, columns, &receiver.pub);
 	if (batch->refusal == NULL)
 		flush_pending(batch);
@@ -861,9 +554,8 @@ idem_batch_read(IdemBatch *batch, IdemSource *source)
 	tuplesort_performsort(batch->sort);
 	for (int i = 0; i < 2; i++)
 	{
-		batch->sorted[i] = idem_batch_make_row(batch);
-		batch->sorted[i]->slot = ExecAllocTableSlot(&batch->estate->es_tupleTable, batch->copied,
-													&TTSOpsMinimalTuple);
+		batch->sorted[i] = idem_store_make_row(batch->store);
+		batch->sorted[i]->slot = idem_store_make_slot(batch->store, &TTSOpsMinimalTuple);
 	}
 	fetch_sorted(batch);
 }
@@ -879,12 +571,16 @@ idem_batch_is_sorted(const IdemBatch *batch)
 void
 idem_batch_free(IdemBatch *batch)
 {
-	ExecResetTupleTable(batch->estate->es_tupleTable, false);
 	if (batch->sort)
 		tuplesort_end(batch->sort);
-	if (batch->staging)
-		table_close(batch->staging, NoLock);
-	FreeExecutorState(batch->estate);
+	idem_store_free(batch->store);
+}
+
+/* Where the rows are. */
+IdemStore *
+idem_batch_store(const IdemBatch *batch)
+{
+	return batch->store;
 }
 
 /* Why the batch is not for the native engine, NULL if it is. */

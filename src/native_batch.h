@@ -8,27 +8,12 @@
 #ifndef IDEM_NATIVE_BATCH_H
 #define IDEM_NATIVE_BATCH_H
 
-#include "access/htup.h"
-#include "executor/tuptable.h"
+#include "native_store.h"
 #include "rowcmp.h"
 #include "rowfuncs.h"
 #include "source.h"
 
 typedef struct IdemBatch IdemBatch;
-
-/* Where the row of a key is kept. */
-typedef uint64 IdemRowRef;
-
-/* A row at hand; valid until the next one is loaded into the same place. */
-typedef struct IdemRow
-{
-	Datum	   *values;			/* by position in IdemMergeInfo.columns, after
-								 * casts */
-	bool	   *nulls;
-	TupleTableSlot *slot;		/* what they point into */
-	HeapTupleData tuple;		/* what the slot has */
-	struct ExprContext *econtext;	/* of casts */
-} IdemRow;
 
 /* An entry of the table of keys. */
 typedef struct IdemBatchEntry
@@ -41,6 +26,7 @@ extern IdemBatch *idem_batch_begin(const IdemMergeInfo *info, IdemComparer *comp
 extern void idem_batch_set_bound(IdemBatch *batch, const Datum *keys, const bool *nulls);
 extern void idem_batch_read(IdemBatch *batch, IdemSource *source);
 extern void idem_batch_free(IdemBatch *batch);
+extern IdemStore *idem_batch_store(const IdemBatch *batch);
 extern const char *idem_batch_refusal(const IdemBatch *batch);
 extern bool idem_batch_is_above_bound(const IdemBatch *batch);
 extern IdemCounts *idem_batch_counts(IdemBatch *batch);
@@ -51,12 +37,8 @@ extern IdemRowRef *idem_batch_refs(const IdemBatch *batch);
 extern bool idem_batch_is_sorted(const IdemBatch *batch);
 extern IdemRow *idem_batch_next_sorted(IdemBatch *batch);
 
-extern IdemRow *idem_batch_make_row(IdemBatch *batch);
-extern void idem_batch_load(IdemBatch *batch, IdemRowRef ref, IdemRow *row);
-
 extern uint64 idem_batch_hash(const IdemBatch *batch, const Datum *keys, const bool *nulls);
 extern void idem_batch_prefetch(const IdemBatch *batch, uint64 hash);
-extern void idem_batch_prefetch_row(const IdemBatch *batch, IdemRowRef ref, bool lead);
 extern IdemBatchEntry *idem_batch_lookup(const IdemBatch *batch, uint64 hash);
 extern IdemBatchEntry *idem_batch_lookup_next(const IdemBatch *batch, IdemBatchEntry *entry);
 extern bool idem_batch_next(const IdemBatch *batch, uint64 *position, IdemRowRef *ref,

@@ -1,0 +1,402 @@
+/*-------------------------------------------------------------------------
+ *
+ * native_store.c
+ *	  The staged rows themselves: how to come by one again.
+ *
+ * A row stays where it is, if staging is a table that fits the buffers and can
+ * be asked again under the same snapshot; otherwise it is copied. A reference of
+ * eight bytes leads to it in either case.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_class.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
+#include "storage/buf_internals.h"
+#include "storage/bufmgr.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/rls.h"
+#include "utils/snapmgr.h"
+
+#include "compat.h"
+#include "native_store.h"
+
+#define CHUNK_BITS		20
+#define CHUNK_SIZE		((Size) 1 << CHUNK_BITS)
+
+struct IdemStore
+{
+	MemoryContext context;
+	const IdemMergeInfo *info;
+	EState	   *estate;
+	ExprState **casts;			/* NULL where there is none */
+
+	Relation	staging;		/* if it is scanned without the executor */
+	bool		by_tid;			/* rows are loaded from there again */
+	Buffer	   *buffers;		/* where its blocks were seen last */
+
+	TupleDesc	copied;			/* of rows that are copied */
+	char	  **chunks;
+	uint64		nchunks;
+	uint64		max_chunks;
+	Size		chunk_used;		/* of the last one */
+	Size		copied_size;
+};
+
+/*
+ * A staged value as INSERT would convert it: the expression is over a case test
+ * value, and NULL if there is nothing to convert.
+ */
+static Expr *
+cast_expression(const IdemColumn *column)
+{
+	CaseTestExpr *staged;
+	Node	   *expression;
+
+	if (column->staged_type == column->type &&
+		(column->typmod < 0 || column->typmod == column->staged_typmod))
+		return NULL;
+	staged = makeNode(CaseTestExpr);
+	staged->typeId = column->staged_type;
+	staged->typeMod = column->staged_typmod;
+	staged->collation = column->staged_collation;
+	expression = coerce_to_target_type(NULL, (Node *) staged, column->staged_type,
+									   column->type, column->typmod,
+									   COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
+	if (expression == NULL)
+		elog(ERROR, "column \"%s\" cannot be converted", column->name);
+	/* Some types differ in name only. */
+	return expression == (Node *) staged ? NULL : (Expr *) expression;
+}
+
+/*
+ * Can the relation be scanned without the executor? Not what has parts, is
+ * computed as it is read, or may be seen in part only.
+ */
+static bool
+can_scan(Relation staging)
+{
+	TupleDesc	tupdesc = RelationGetDescr(staging);
+	char		kind = staging->rd_rel->relkind;
+
+	if ((kind != RELKIND_RELATION && kind != RELKIND_MATVIEW) ||
+		staging->rd_rel->relam != HEAP_TABLE_AM_OID || staging->rd_rel->relhassubclass ||
+		check_enable_rls(RelationGetRelid(staging), InvalidOid, true) == RLS_ENABLED)
+		return false;
+	for (int i = 0; i < tupdesc->natts; i++)
+		if (attribute_is_virtual_compat(TupleDescAttr(tupdesc, i)))
+			return false;
+	return true;
+}
+
+/* Make room for a row at hand. It lives as long as the store. */
+IdemRow *
+idem_store_make_row(IdemStore *store)
+{
+	MemoryContext old_context = MemoryContextSwitchTo(store->context);
+	IdemRow    *row = palloc0(sizeof(IdemRow));
+	int			ncolumns = Max(store->info->ncolumns, 1);
+
+	row->values = palloc0(sizeof(Datum) * ncolumns);
+	row->nulls = palloc0(sizeof(bool) * ncolumns);
+	row->slot = store->by_tid ?
+		table_slot_create(store->staging, &store->estate->es_tupleTable) :
+		ExecAllocTableSlot(&store->estate->es_tupleTable, store->copied, &TTSOpsMinimalTuple);
+	row->econtext = CreateExprContext(store->estate);
+	MemoryContextSwitchTo(old_context);
+	return row;
+}
+
+/* Convert the row's values, which are as they were staged. */
+void
+idem_store_convert(IdemStore *store, IdemRow *row)
+{
+	ResetExprContext(row->econtext);
+	for (int i = 0; i < store->info->ncolumns; i++)
+	{
+		if (store->casts[i] == NULL)
+			continue;
+		row->econtext->caseValue_datum = row->values[i];
+		row->econtext->caseValue_isNull = row->nulls[i];
+		row->values[i] = ExecEvalExprSwitchContext(store->casts[i], row->econtext,
+												   &row->nulls[i]);
+	}
+}
+
+/*
+ * Let the slot have a tuple of staging. It was seen by the snapshot, which keeps
+ * it where it is, so neither visibility nor a lock on the buffer is needed. To
+ * look a buffer up costs more than all the rest, hence the guess where it is.
+ */
+static void
+load_tuple(IdemStore *store, IdemRowRef ref, IdemRow *row)
+{
+	BlockNumber block = (BlockNumber) (ref >> 16);
+	OffsetNumber offset = (OffsetNumber) (ref & 0xFFFF);
+	Buffer		buffer = store->buffers[block];
+	Page		page;
+	ItemId		item;
+
+	ExecClearTuple(row->slot);
+	if (!BufferIsValid(buffer) ||
+		!read_recent_buffer_compat(store->staging, block, buffer))
+	{
+		buffer = ReadBuffer(store->staging, block);
+		store->buffers[block] = buffer;
+	}
+	page = BufferGetPage(buffer);
+	item = PageGetItemId(page, offset);
+	if (!ItemIdIsNormal(item))
+		elog(ERROR, "could not find staged row (%u,%u) again", block, offset);
+	row->tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
+	row->tuple.t_len = ItemIdGetLength(item);
+	row->tuple.t_tableOid = RelationGetRelid(store->staging);
+	ItemPointerSet(&row->tuple.t_self, block, offset);
+	ExecStorePinnedBufferHeapTuple(&row->tuple, row->slot, buffer);
+}
+
+/*
+ * Let a row come to the cache: first what leads to it, later the row. Memory is
+ * only hinted at, or looked at without a pin, where wrong data cannot do harm.
+ */
+void
+idem_store_prefetch(const IdemStore *store, IdemRowRef ref, bool lead)
+{
+#ifdef __GNUC__
+	const char *data;
+
+	if (store->by_tid)
+	{
+		Buffer		buffer = store->buffers[ref >> 16];
+		const char *page;
+		const ItemIdData *item;
+
+		if (!BufferIsValid(buffer))
+			return;
+		page = (const char *) BufferGetPage(buffer);
+		item = PageGetItemId((Page) page, ref & 0xFFFF);
+		if (lead)
+		{
+			if (!BufferIsLocal(buffer))
+				__builtin_prefetch(GetBufferDescriptor(buffer - 1));
+			__builtin_prefetch(item);
+			return;
+		}
+		data = page + Min(ItemIdGetOffset(item), BLCKSZ - 256);
+	}
+	else if (lead)
+		return;
+	else
+		data = store->chunks[ref >> CHUNK_BITS] + (ref & (CHUNK_SIZE - 1));
+	for (int i = 0; i < 4; i++)
+		__builtin_prefetch(data + i * 64);
+#endif
+}
+
+/* Load a row that was put into the store. */
+void
+idem_store_load(IdemStore *store, IdemRowRef ref, IdemRow *row)
+{
+	const IdemMergeInfo *info = store->info;
+
+	if (store->by_tid)
+	{
+		load_tuple(store, ref, row);
+		slot_getallattrs(row->slot);
+		for (int i = 0; i < info->ncolumns; i++)
+		{
+			int			attribute = info->columns[i].staged_attnum - 1;
+
+			row->values[i] = row->slot->tts_values[attribute];
+			row->nulls[i] = row->slot->tts_isnull[attribute];
+		}
+		idem_store_convert(store, row);
+		return;
+	}
+	ExecStoreMinimalTuple((MinimalTuple) (store->chunks[ref >> CHUNK_BITS] +
+										  (ref & (CHUNK_SIZE - 1))),
+						  row->slot, false);
+	slot_getallattrs(row->slot);
+	memcpy(row->values, row->slot->tts_values, sizeof(Datum) * info->ncolumns);
+	memcpy(row->nulls, row->slot->tts_isnull, sizeof(bool) * info->ncolumns);
+}
+
+/* Copy a row; the reference is where the copy is. */
+static IdemRowRef
+copy_row(IdemStore *store, const IdemRow *row)
+{
+	MinimalTuple tuple = heap_form_minimal_tuple(store->copied, row->values, row->nulls);
+	Size		size = MAXALIGN(tuple->t_len);
+	IdemRowRef	ref;
+
+	if (store->nchunks == 0 || store->chunk_used + size > CHUNK_SIZE)
+	{
+		if (store->nchunks == store->max_chunks)
+		{
+			store->max_chunks = store->max_chunks * 2 + 64;
+			store->chunks = store->chunks ?
+				repalloc_huge(store->chunks, sizeof(char *) * store->max_chunks) :
+				MemoryContextAllocHuge(store->context, sizeof(char *) * store->max_chunks);
+		}
+		/* References are not 0: the first row is not at the very beginning. */
+		store->chunks[store->nchunks++] =
+			MemoryContextAllocHuge(store->context, Max(CHUNK_SIZE, size + MAXIMUM_ALIGNOF));
+		store->chunk_used = MAXIMUM_ALIGNOF;
+		store->copied_size += Max(CHUNK_SIZE, size);
+	}
+	ref = ((store->nchunks - 1) << CHUNK_BITS) | store->chunk_used;
+	memcpy(store->chunks[store->nchunks - 1] + store->chunk_used, tuple, tuple->t_len);
+	store->chunk_used += size;
+	heap_free_minimal_tuple(tuple);
+	return ref;
+}
+
+/*
+ * Begin to keep rows. The caller holds locks on both relations, and the active
+ * snapshot stays so as long as the store is used. It lives in the current memory
+ * context; idem_store_free() ends what it holds.
+ */
+IdemStore *
+idem_store_begin(const IdemMergeInfo *info)
+{
+	IdemStore  *store = palloc0(sizeof(IdemStore));
+	Relation	staging = table_open(info->staging, NoLock);
+	bool		volatile_casts = false;
+
+	store->context = CurrentMemoryContext;
+	store->info = info;
+	store->estate = CreateExecutorState();
+	store->casts = palloc0(sizeof(ExprState *) * Max(info->ncolumns, 1));
+	store->copied = CreateTemplateTupleDesc(info->ncolumns);
+	for (int i = 0; i < info->ncolumns; i++)
+	{
+		const IdemColumn *column = &info->columns[i];
+		Expr	   *cast = cast_expression(column);
+
+		TupleDescInitEntry(store->copied, i + 1, NULL, column->type, -1, 0);
+		if (cast)
+		{
+			volatile_casts |= contain_volatile_functions((Node *) cast);
+			store->casts[i] = ExecPrepareExpr(cast, store->estate);
+		}
+	}
+	tupdesc_finalize_compat(store->copied);
+	if (can_scan(staging))
+	{
+		BlockNumber blocks = RelationGetNumberOfBlocks(staging);
+
+		store->staging = staging;
+		/* To come again for each row must not mean to read it from disk. */
+		store->by_tid = !volatile_casts &&
+			blocks <= (RelationUsesLocalBuffers(staging) ? num_temp_buffers : NBuffers) / 2;
+		if (store->by_tid)
+			store->buffers = MemoryContextAllocExtended(store->context,
+														sizeof(Buffer) * Max(blocks, 1),
+														MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	}
+	else
+		table_close(staging, NoLock);
+	return store;
+}
+
+/* Let go of relations and buffers; the memory goes with its context. */
+void
+idem_store_free(IdemStore *store)
+{
+	ExecResetTupleTable(store->estate->es_tupleTable, false);
+	if (store->staging)
+		table_close(store->staging, NoLock);
+	FreeExecutorState(store->estate);
+}
+
+/* Throw the copies away; references to them are not good any more. */
+void
+idem_store_forget_copies(IdemStore *store)
+{
+	for (uint64 i = 0; i < store->nchunks; i++)
+		pfree(store->chunks[i]);
+	store->nchunks = 0;
+	store->copied_size = 0;
+}
+
+/*
+ * Put the row at hand, as it was staged at tid, into the store. It must have
+ * been converted.
+ */
+IdemRowRef
+idem_store_put(IdemStore *store, const IdemRow *row, ItemPointer tid)
+{
+	if (store->by_tid)
+		return ((uint64) ItemPointerGetBlockNumber(tid) << 16) | ItemPointerGetOffsetNumber(tid);
+	return copy_row(store, row);
+}
+
+/* How much memory the copies take. */
+Size
+idem_store_size(const IdemStore *store)
+{
+	return store->copied_size;
+}
+
+/* What a converted row looks like. */
+TupleDesc
+idem_store_descriptor(const IdemStore *store)
+{
+	return store->copied;
+}
+
+/* A slot that goes with the store, for converted rows. */
+TupleTableSlot *
+idem_store_make_slot(IdemStore *store, const TupleTableSlotOps *ops)
+{
+	return ExecAllocTableSlot(&store->estate->es_tupleTable, store->copied, ops);
+}
+
+/*
+ * Take the rows of staging, if that can be scanned without the executor: each is
+ * put into row as it was staged, and given to the function, until that returns
+ * false. Returns false if it cannot.
+ */
+bool
+idem_store_scan(IdemStore *store, IdemRow *row, bool (*take) (void *, ItemPointer), void *arg)
+{
+	const IdemMergeInfo *info = store->info;
+	TupleTableSlot *slot;
+	TableScanDesc scan;
+	AttrNumber	last = 0;
+	bool		more = true;
+
+	if (store->staging == NULL)
+		return false;
+	slot = table_slot_create(store->staging, &store->estate->es_tupleTable);
+	scan = table_beginscan(store->staging, GetActiveSnapshot(), 0, NULL);
+	for (int i = 0; i < info->ncolumns; i++)
+		last = Max(last, info->columns[i].staged_attnum);
+	while (more && table_scan_getnextslot(scan, ForwardScanDirection, slot))
+	{
+		CHECK_FOR_INTERRUPTS();
+		slot_getsomeattrs(slot, last);
+		for (int i = 0; i < info->ncolumns; i++)
+		{
+			row->values[i] = slot->tts_values[info->columns[i].staged_attnum - 1];
+			row->nulls[i] = slot->tts_isnull[info->columns[i].staged_attnum - 1];
+		}
+		if (store->by_tid)
+			store->buffers[ItemPointerGetBlockNumber(&slot->tts_tid)] =
+				((BufferHeapTupleTableSlot *) slot)->buffer;
+		more = take(arg, &slot->tts_tid);
+	}
+	table_endscan(scan);
+	return true;
+}
