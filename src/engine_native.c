@@ -38,21 +38,14 @@
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
 #include "utils/sortsupport.h"
-#include "utils/tuplesort.h"
-#include "utils/tuplestore.h"
 
 #include "attempt.h"
 #include "compat.h"
 #include "engine_native.h"
 #include "native_batch.h"
+#include "native_changes.h"
 #include "native_write.h"
 #include "security.h"
-
-/*
- * So many rows are looked up together, so that waiting for memory is for all of
- * them at once.
- */
-#define LOOK_AHEAD		32
 
 /*
  * Up to this many blocks of staging, the kept plan of the sql engine is faster
@@ -98,10 +91,7 @@ typedef struct NativeRun
 	AttrNumber	last_compared;
 	bool		stale_error;
 	bool		fills;			/* an empty target, which is ours alone */
-	Tuplesortstate *changes;	/* references, of rows in memory */
-	TupleTableSlot *change;
-	Tuplestorestate *sorted_changes;	/* whole rows, of a sorted batch */
-	TupleTableSlot *sorted_change;
+	IdemChanges *changes;		/* what is to be written */
 } NativeRun;
 
 static WatchedTarget watched[MAX_WATCHED];
@@ -241,61 +231,6 @@ idem_engine_native_note_skipped(const IdemMergeInfo *info)
 		target->fallbacks = 0;
 }
 
-/* A place in a table as one number, which is NULL for no place. */
-static void
-pack_tid(ItemPointer tid, Datum *value, bool *isnull)
-{
-	*isnull = tid == NULL;
-	*value = tid == NULL ? (Datum) 0 :
-		Int64GetDatum(((int64) ItemPointerGetBlockNumber(tid) << 16) |
-					  ItemPointerGetOffsetNumber(tid));
-}
-
-static void
-unpack_tid(Datum value, bool isnull, ItemPointer tid)
-{
-	int64		packed = DatumGetInt64(value);
-
-	if (isnull)
-		ItemPointerSetInvalid(tid);
-	else
-		ItemPointerSet(tid, (BlockNumber) (packed >> 16), (OffsetNumber) (packed & 0xFFFF));
-}
-
-/*
- * Note something to be written, of the staged row at hand: a new row, or a new
- * version of the stored one.
- */
-static void
-note_change(NativeRun *run, IdemRowRef ref, ItemPointer tid)
-{
-	const IdemMergeInfo *info = run->info;
-	TupleTableSlot *slot = run->change;
-
-	if (run->sorted_changes)
-	{
-		slot = run->sorted_change;
-		ExecClearTuple(slot);
-		memcpy(slot->tts_values, run->staged->values, sizeof(Datum) * info->ncolumns);
-		memcpy(slot->tts_isnull, run->staged->nulls, sizeof(bool) * info->ncolumns);
-		pack_tid(tid, &slot->tts_values[info->ncolumns], &slot->tts_isnull[info->ncolumns]);
-		ExecStoreVirtualTuple(slot);
-		tuplestore_puttupleslot(run->sorted_changes, slot);
-		return;
-	}
-	ExecClearTuple(slot);
-	for (int i = 0; i < info->nkeys; i++)
-	{
-		slot->tts_values[i] = run->staged->values[info->keys[i].column];
-		slot->tts_isnull[i] = run->staged->nulls[info->keys[i].column];
-	}
-	slot->tts_values[info->nkeys] = Int64GetDatum((int64) ref);
-	slot->tts_isnull[info->nkeys] = false;
-	pack_tid(tid, &slot->tts_values[info->nkeys + 1], &slot->tts_isnull[info->nkeys + 1]);
-	ExecStoreVirtualTuple(slot);
-	tuplesort_puttupleslot(run->changes, slot);
-}
-
 /* Take the columns of the key from a stored row. */
 static void
 get_stored_key(NativeRun *run, TupleTableSlot *slot, Datum *keys, bool *nulls)
@@ -367,7 +302,7 @@ classify_pair(NativeRun *run, IdemRowRef ref, TupleTableSlot *slot)
 			break;
 		case IDEM_ROW_CHANGED:
 			run->counts->updated++;
-			note_change(run, ref, &slot->tts_tid);
+			idem_changes_add(run->changes, run->staged, ref, &slot->tts_tid);
 			break;
 	}
 }
@@ -381,20 +316,8 @@ classify_unmatched(NativeRun *run, IdemRowRef ref)
 	else
 	{
 		run->counts->inserted++;
-		note_change(run, ref, NULL);
+		idem_changes_add(run->changes, run->staged, ref, NULL);
 	}
-}
-
-/* Let rows come to the cache. */
-static void
-prefetch_rows(const NativeRun *run, const IdemRowRef *refs, int count)
-{
-	for (int i = 0; i < count; i++)
-		if (refs[i] != 0)
-			idem_store_prefetch(run->store, refs[i], true);
-	for (int i = 0; i < count; i++)
-		if (refs[i] != 0)
-			idem_store_prefetch(run->store, refs[i], false);
 }
 
 /* Decide about all rows that have not been matched. */
@@ -402,7 +325,7 @@ static void
 classify_rest(NativeRun *run)
 {
 	uint64		position = 0;
-	IdemRowRef	refs[LOOK_AHEAD];
+	IdemRowRef	refs[IDEM_LOOK_AHEAD];
 	bool		more = true;
 
 	while (more)
@@ -410,7 +333,7 @@ classify_rest(NativeRun *run)
 		int			count = 0;
 
 		CHECK_FOR_INTERRUPTS();
-		while (count < LOOK_AHEAD && more)
+		while (count < IDEM_LOOK_AHEAD && more)
 		{
 			bool		matched;
 
@@ -422,7 +345,7 @@ classify_rest(NativeRun *run)
 			run->counts->skipped += count;
 			continue;
 		}
-		prefetch_rows(run, refs, count);
+		idem_store_prefetch(run->store, refs, count);
 		for (int i = 0; i < count; i++)
 		{
 			idem_store_load(run->store, refs[i], run->staged);
@@ -437,21 +360,21 @@ scan_target(NativeRun *run)
 {
 	TableScanDesc scan = table_beginscan(run->target, run->snapshot, 0, NULL);
 	TupleTableSlot *next = table_slot_create(run->target, NULL);
-	TupleTableSlot *slots[LOOK_AHEAD];
-	HeapTupleData tuples[LOOK_AHEAD];
-	uint64		hashes[LOOK_AHEAD];
-	IdemBatchEntry *entries[LOOK_AHEAD];
-	IdemRowRef	refs[LOOK_AHEAD];
+	TupleTableSlot *slots[IDEM_LOOK_AHEAD];
+	HeapTupleData tuples[IDEM_LOOK_AHEAD];
+	uint64		hashes[IDEM_LOOK_AHEAD];
+	IdemBatchEntry *entries[IDEM_LOOK_AHEAD];
+	IdemRowRef	refs[IDEM_LOOK_AHEAD];
 	bool		more = true;
 
-	for (int i = 0; i < LOOK_AHEAD; i++)
+	for (int i = 0; i < IDEM_LOOK_AHEAD; i++)
 		slots[i] = table_slot_create(run->target, NULL);
 	while (more)
 	{
 		int			count;
 
 		CHECK_FOR_INTERRUPTS();
-		for (count = 0; count < LOOK_AHEAD; count++)
+		for (count = 0; count < IDEM_LOOK_AHEAD; count++)
 		{
 			Datum		keys[INDEX_MAX_KEYS];
 			bool		nulls[INDEX_MAX_KEYS];
@@ -472,7 +395,7 @@ scan_target(NativeRun *run)
 			entries[i] = idem_batch_lookup(run->batch, hashes[i]);
 			refs[i] = entries[i] ? idem_batch_ref(entries[i]) : 0;
 		}
-		prefetch_rows(run, refs, count);
+		idem_store_prefetch(run->store, refs, count);
 		for (int i = 0; i < count; i++)
 		{
 			for (IdemBatchEntry *entry = entries[i]; entry;
@@ -489,56 +412,12 @@ scan_target(NativeRun *run)
 			}
 		}
 	}
-	for (int i = 0; i < LOOK_AHEAD; i++)
+	for (int i = 0; i < IDEM_LOOK_AHEAD; i++)
 		ExecDropSingleTupleTableSlot(slots[i]);
 	ExecDropSingleTupleTableSlot(next);
 	table_endscan(scan);
 
 	classify_rest(run);
-}
-
-/* A sort of row references by key. */
-static Tuplesortstate *
-begin_sort(const NativeRun *run)
-{
-	const IdemMergeInfo *info = run->info;
-	AttrNumber	attnums[INDEX_MAX_KEYS];
-	Oid			operators[INDEX_MAX_KEYS];
-	Oid			collations[INDEX_MAX_KEYS];
-	bool		nulls_first[INDEX_MAX_KEYS];
-
-	for (int i = 0; i < info->nkeys; i++)
-	{
-		attnums[i] = i + 1;
-		operators[i] = info->keys[i].sort_operator;
-		collations[i] = info->keys[i].collation;
-		nulls_first[i] = info->keys[i].nulls_first;
-	}
-	return tuplesort_begin_heap(run->change->tts_tupleDescriptor, info->nkeys, attnums, operators,
-								collations, nulls_first, work_mem / 2, NULL, TUPLESORT_NONE);
-}
-
-/*
- * Take the next of the sorted rows, up to LOOK_AHEAD of them, and let them come
- * to the cache. tids may be NULL; an invalid one stands for a new row.
- */
-static int
-next_sorted(NativeRun *run, Tuplesortstate *sort, IdemRowRef *refs, ItemPointerData *tids)
-{
-	int			nkeys = run->info->nkeys;
-	int			count = 0;
-
-	while (count < LOOK_AHEAD && tuplesort_gettupleslot(sort, true, false, run->change, NULL))
-	{
-		slot_getallattrs(run->change);
-		refs[count] = (IdemRowRef) DatumGetInt64(run->change->tts_values[nkeys]);
-		if (tids)
-			unpack_tid(run->change->tts_values[nkeys + 1], run->change->tts_isnull[nkeys + 1],
-					   &tids[count]);
-		count++;
-	}
-	prefetch_rows(run, refs, count);
-	return count;
 }
 
 /* Stored rows by the key's index. */
@@ -639,39 +518,32 @@ advance(NativeRun *run, IndexReader *reader)
 static void
 probe_target(NativeRun *run)
 {
-	Tuplesortstate *changes = run->changes;
-	Tuplesortstate *order;
+	IdemChanges *all = idem_changes_begin(run->info, run->store, false);
 	IndexReader reader;
-	IdemRowRef	refs[LOOK_AHEAD];
+	IdemRowRef	ref;
+	ItemPointerData tid;
 	uint64		position = 0;
 	bool		matched;
-	int			count;
 
-	/* For the time being, all rows, and nothing known of them but the key. */
-	run->changes = begin_sort(run);
-	while (idem_batch_next(run->batch, &position, &refs[0], &matched))
+	while (idem_batch_next(run->batch, &position, &ref, &matched))
 	{
 		CHECK_FOR_INTERRUPTS();
-		idem_store_load(run->store, refs[0], run->staged);
-		note_change(run, refs[0], NULL);
+		idem_store_load(run->store, ref, run->staged);
+		idem_changes_add(all, run->staged, ref, NULL);
 	}
-	tuplesort_performsort(run->changes);
+	idem_changes_sort(all);
 	begin_reader(run, &reader, true);
-	order = run->changes;
-	run->changes = changes;
-	while ((count = next_sorted(run, order, refs, NULL)) > 0)
-		for (int i = 0; i < count; i++)
-		{
-			CHECK_FOR_INTERRUPTS();
-			idem_store_load(run->store, refs[i], run->staged);
-			probe(run, &reader);
-			if (reader.found)
-				classify_pair(run, refs[i], reader.stored);
-			else
-				classify_unmatched(run, refs[i]);
-		}
+	while (idem_changes_next(all, &run->staged, &ref, &tid))
+	{
+		CHECK_FOR_INTERRUPTS();
+		probe(run, &reader);
+		if (reader.found)
+			classify_pair(run, ref, reader.stored);
+		else
+			classify_unmatched(run, ref);
+	}
 	end_reader(&reader);
-	tuplesort_end(order);
+	idem_changes_end(all);
 }
 
 /*
@@ -736,28 +608,15 @@ probes_are_cheaper(const NativeRun *run)
 	return idem_batch_size(run->batch) * PROBE_COST < tuples;
 }
 
-/* Make a place for the changes of a batch that does not fit memory. */
-static void
-prepare_sorted(NativeRun *run)
-{
-	const IdemMergeInfo *info = run->info;
-	TupleDesc	change = CreateTemplateTupleDesc(info->ncolumns + 1);
-
-	for (int i = 0; i < info->ncolumns; i++)
-		TupleDescInitEntry(change, i + 1, NULL, info->columns[i].type, -1, 0);
-	TupleDescInitEntry(change, info->ncolumns + 1, NULL, INT8OID, -1, 0);
-	tupdesc_finalize_compat(change);
-	run->sorted_change = MakeSingleTupleTableSlot(change, &TTSOpsMinimalTuple);
-	run->sorted_changes = tuplestore_begin_heap(false, false, work_mem / 4);
-}
-
 /* Find the stored rows, and what is to be written. */
 static void
 classify(NativeRun *run)
 {
-	if (idem_batch_is_sorted(run->batch))
+	bool		sorted = idem_batch_is_sorted(run->batch);
+
+	run->changes = idem_changes_begin(run->info, run->store, sorted);
+	if (sorted)
 	{
-		prepare_sorted(run);
 		merge_sorted(run, probes_are_cheaper(run));
 		return;
 	}
@@ -766,7 +625,6 @@ classify(NativeRun *run)
 		run->counts->inserted = idem_batch_size(run->batch);
 		return;
 	}
-	run->changes = begin_sort(run);
 	if (idem_batch_is_above_bound(run->batch))
 		classify_rest(run);
 	else if (probes_are_cheaper(run))
@@ -775,31 +633,20 @@ classify(NativeRun *run)
 		scan_target(run);
 }
 
-/* Write the staged row at hand. False on contention. */
+/* Write what has changed, in the order of the key. False on contention. */
 static bool
-write_row(NativeRun *run, IdemWriter *writer, ItemPointer tid)
+write_changed(NativeRun *run, IdemWriter *writer)
 {
-	return ItemPointerIsValid(tid) ?
-		idem_writer_update(writer, tid, run->staged->values, run->staged->nulls) :
-		idem_writer_insert(writer, run->staged->values, run->staged->nulls);
-}
+	IdemRow    *row;
+	IdemRowRef	ref;
+	ItemPointerData tid;
 
-/* Write the changes of a batch in memory. */
-static bool
-write_loaded(NativeRun *run, IdemWriter *writer)
-{
-	IdemRowRef	refs[LOOK_AHEAD];
-	ItemPointerData tids[LOOK_AHEAD];
-	int			count;
-
-	tuplesort_performsort(run->changes);
-	while ((count = next_sorted(run, run->changes, refs, tids)) > 0)
-		for (int i = 0; i < count; i++)
-		{
-			idem_store_load(run->store, refs[i], run->staged);
-			if (!write_row(run, writer, &tids[i]))
-				return false;
-		}
+	idem_changes_sort(run->changes);
+	while (idem_changes_next(run->changes, &row, &ref, &tid))
+		if (!(ItemPointerIsValid(&tid) ?
+			  idem_writer_update(writer, &tid, row->values, row->nulls) :
+			  idem_writer_insert(writer, row->values, row->nulls)))
+			return false;
 	return true;
 }
 
@@ -813,11 +660,11 @@ write_all(NativeRun *run, IdemWriter *writer)
 	IdemRowRef *refs = idem_batch_refs(run->batch);
 	uint64		total = idem_batch_size(run->batch);
 
-	for (uint64 start = 0; start < total; start += LOOK_AHEAD)
+	for (uint64 start = 0; start < total; start += IDEM_LOOK_AHEAD)
 	{
-		int			count = Min(LOOK_AHEAD, total - start);
+		int			count = Min(IDEM_LOOK_AHEAD, total - start);
 
-		prefetch_rows(run, refs + start, count);
+		idem_store_prefetch(run->store, refs + start, count);
 		for (int i = 0; i < count; i++)
 		{
 			idem_store_load(run->store, refs[start + i], run->staged);
@@ -829,30 +676,7 @@ write_all(NativeRun *run, IdemWriter *writer)
 	return true;
 }
 
-/* Write the changes of a sorted batch. */
-static bool
-write_sorted(NativeRun *run, IdemWriter *writer)
-{
-	TupleTableSlot *slot = run->sorted_change;
-	int			ncolumns = run->info->ncolumns;
-	IdemRow		row = {0};
-
-	run->staged = &row;
-	while (tuplestore_gettupleslot(run->sorted_changes, true, false, slot))
-	{
-		ItemPointerData tid;
-
-		slot_getallattrs(slot);
-		row.values = slot->tts_values;
-		row.nulls = slot->tts_isnull;
-		unpack_tid(slot->tts_values[ncolumns], slot->tts_isnull[ncolumns], &tid);
-		if (!write_row(run, writer, &tid))
-			return false;
-	}
-	return true;
-}
-
-/* Write what is to be written, in the order of the key. False on contention. */
+/* Write what is to be written. False on contention. */
 static bool
 write_changes(NativeRun *run)
 {
@@ -862,8 +686,8 @@ write_changes(NativeRun *run)
 	if (run->counts->inserted + run->counts->updated == 0 && run->target->trigdesc == NULL)
 		return true;
 	writer = idem_writer_begin(run->info, run->target, run->snapshot, run->fills);
-	done = run->sorted_changes ? write_sorted(run, writer) :
-		run->fills ? write_all(run, writer) : write_loaded(run, writer);
+	done = run->fills && !idem_batch_is_sorted(run->batch) ?
+		write_all(run, writer) : write_changed(run, writer);
 	done = done && idem_writer_flush(writer);
 	if (done)
 		idem_writer_finish(writer);
@@ -876,19 +700,13 @@ static void
 prepare(NativeRun *run)
 {
 	const IdemMergeInfo *info = run->info;
-	TupleDesc	change = CreateTemplateTupleDesc(info->nkeys + 2);
 
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		const IdemColumn *column = &info->columns[info->keys[i].column];
 
-		TupleDescInitEntry(change, i + 1, NULL, column->type, -1, 0);
 		run->last_key = Max(run->last_key, column->target_attnum);
 	}
-	TupleDescInitEntry(change, info->nkeys + 1, NULL, INT8OID, -1, 0);
-	TupleDescInitEntry(change, info->nkeys + 2, NULL, INT8OID, -1, 0);
-	tupdesc_finalize_compat(change);
-	run->change = MakeSingleTupleTableSlot(change, &TTSOpsMinimalTuple);
 	run->last_compared = run->last_key;
 	for (int i = 0; i < info->ncolumns; i++)
 		if (info->columns[i].is_compared)
@@ -938,9 +756,7 @@ attempt(void *arg)
 		}
 	}
 	if (run->changes)
-		tuplesort_end(run->changes);
-	if (run->sorted_changes)
-		tuplestore_end(run->sorted_changes);
+		idem_changes_end(run->changes);
 	idem_batch_free(run->batch);
 	table_close(run->target, NoLock);
 	PopActiveSnapshot();

@@ -170,8 +170,8 @@ load_tuple(IdemStore *store, IdemRowRef ref, IdemRow *row)
  * Let a row come to the cache: first what leads to it, later the row. Memory is
  * only hinted at, or looked at without a pin, where wrong data cannot do harm.
  */
-void
-idem_store_prefetch(const IdemStore *store, IdemRowRef ref, bool lead)
+static void
+prefetch_row(const IdemStore *store, IdemRowRef ref, bool lead)
 {
 #ifdef __GNUC__
 	const char *data;
@@ -202,6 +202,21 @@ idem_store_prefetch(const IdemStore *store, IdemRowRef ref, bool lead)
 	for (int i = 0; i < 4; i++)
 		__builtin_prefetch(data + i * 64);
 #endif
+}
+
+/*
+ * Let rows come to the cache, so that waiting for memory is for all of them at
+ * once. A reference of 0 is passed over.
+ */
+void
+idem_store_prefetch(const IdemStore *store, const IdemRowRef *refs, int count)
+{
+	for (int i = 0; i < count; i++)
+		if (refs[i] != 0)
+			prefetch_row(store, refs[i], true);
+	for (int i = 0; i < count; i++)
+		if (refs[i] != 0)
+			prefetch_row(store, refs[i], false);
 }
 
 /* Load a row that was put into the store. */

@@ -17,6 +17,9 @@ typedef struct IdemStore IdemStore;
 /* Where a row is kept; never 0, and the highest bit is free. */
 typedef uint64 IdemRowRef;
 
+/* So many rows are worth looking ahead. */
+#define IDEM_LOOK_AHEAD 32
+
 /* A row at hand; valid until the next one is loaded into the same place. */
 typedef struct IdemRow
 {
@@ -39,6 +42,6 @@ extern IdemRowRef idem_store_put(IdemStore *store, const IdemRow *row, ItemPoint
 extern Size idem_store_size(const IdemStore *store);
 extern void idem_store_forget_copies(IdemStore *store);
 extern void idem_store_load(IdemStore *store, IdemRowRef ref, IdemRow *row);
-extern void idem_store_prefetch(const IdemStore *store, IdemRowRef ref, bool lead);
+extern void idem_store_prefetch(const IdemStore *store, const IdemRowRef *refs, int count);
 
 #endif							/* IDEM_NATIVE_STORE_H */

@@ -1,0 +1,205 @@
+/*-------------------------------------------------------------------------
+ *
+ * native_changes.c
+ *	  Staged rows in the order of the key, and what is stored for each.
+ *
+ * Of rows that can be loaded from the store, the key and the reference are
+ * sorted; rows that come sorted, because they do not fit memory, are kept whole
+ * in a tuplestore. With each goes the place of the stored row that it replaces,
+ * if there is one.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "executor/executor.h"
+#include "miscadmin.h"
+#include "utils/tuplesort.h"
+#include "utils/tuplestore.h"
+
+#include "compat.h"
+#include "native_changes.h"
+
+struct IdemChanges
+{
+	const IdemMergeInfo *info;
+	IdemStore  *store;
+	TupleTableSlot *slot;
+	IdemRow    *row;			/* the one at hand */
+
+	/* of rows that are loaded */
+	Tuplesortstate *sort;
+	IdemRowRef	refs[IDEM_LOOK_AHEAD];
+	ItemPointerData tids[IDEM_LOOK_AHEAD];
+	int			count;
+	int			next;
+
+	/* of rows that come sorted */
+	Tuplestorestate *rows;
+};
+
+/* A place in a table as one number, which is NULL for no place. */
+static void
+pack_tid(ItemPointer tid, Datum *value, bool *isnull)
+{
+	*isnull = tid == NULL;
+	*value = tid == NULL ? (Datum) 0 :
+		Int64GetDatum(((int64) ItemPointerGetBlockNumber(tid) << 16) |
+					  ItemPointerGetOffsetNumber(tid));
+}
+
+static void
+unpack_tid(Datum value, bool isnull, ItemPointer tid)
+{
+	int64		packed = DatumGetInt64(value);
+
+	if (isnull)
+		ItemPointerSetInvalid(tid);
+	else
+		ItemPointerSet(tid, (BlockNumber) (packed >> 16), (OffsetNumber) (packed & 0xFFFF));
+}
+
+/*
+ * Begin a list, for rows that come in the order of the key and are not in the
+ * store (sorted), or for rows of the store in any order. It lives in the current
+ * memory context.
+ */
+IdemChanges *
+idem_changes_begin(const IdemMergeInfo *info, IdemStore *store, bool sorted)
+{
+	IdemChanges *changes = palloc0(sizeof(IdemChanges));
+	int			ncolumns = sorted ? info->ncolumns + 1 : info->nkeys + 2;
+	TupleDesc	tupdesc = CreateTemplateTupleDesc(ncolumns);
+	AttrNumber	attnums[INDEX_MAX_KEYS];
+	Oid			operators[INDEX_MAX_KEYS];
+	Oid			collations[INDEX_MAX_KEYS];
+	bool		nulls_first[INDEX_MAX_KEYS];
+
+	changes->info = info;
+	changes->store = store;
+	for (int i = 0; i < (sorted ? info->ncolumns : info->nkeys); i++)
+		TupleDescInitEntry(tupdesc, i + 1, NULL,
+						   info->columns[sorted ? i : info->keys[i].column].type, -1, 0);
+	if (!sorted)
+		TupleDescInitEntry(tupdesc, info->nkeys + 1, NULL, INT8OID, -1, 0);
+	TupleDescInitEntry(tupdesc, ncolumns, NULL, INT8OID, -1, 0);
+	tupdesc_finalize_compat(tupdesc);
+	changes->slot = MakeSingleTupleTableSlot(tupdesc, &TTSOpsMinimalTuple);
+	if (sorted)
+	{
+		changes->rows = tuplestore_begin_heap(false, false, work_mem / 4);
+		changes->row = palloc0(sizeof(IdemRow));
+		return changes;
+	}
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		attnums[i] = i + 1;
+		operators[i] = info->keys[i].sort_operator;
+		collations[i] = info->keys[i].collation;
+		nulls_first[i] = info->keys[i].nulls_first;
+	}
+	changes->sort = tuplesort_begin_heap(tupdesc, info->nkeys, attnums, operators, collations,
+										 nulls_first, work_mem / 2, NULL, TUPLESORT_NONE);
+	changes->row = idem_store_make_row(store);
+	return changes;
+}
+
+/* Add a row; tid is that of the stored row, or NULL. */
+void
+idem_changes_add(IdemChanges *changes, const IdemRow *row, IdemRowRef ref, ItemPointer tid)
+{
+	const IdemMergeInfo *info = changes->info;
+	TupleTableSlot *slot = changes->slot;
+	int			last = slot->tts_tupleDescriptor->natts - 1;
+
+	ExecClearTuple(slot);
+	pack_tid(tid, &slot->tts_values[last], &slot->tts_isnull[last]);
+	if (changes->rows)
+	{
+		memcpy(slot->tts_values, row->values, sizeof(Datum) * info->ncolumns);
+		memcpy(slot->tts_isnull, row->nulls, sizeof(bool) * info->ncolumns);
+		ExecStoreVirtualTuple(slot);
+		tuplestore_puttupleslot(changes->rows, slot);
+		return;
+	}
+	for (int i = 0; i < info->nkeys; i++)
+	{
+		slot->tts_values[i] = row->values[info->keys[i].column];
+		slot->tts_isnull[i] = row->nulls[info->keys[i].column];
+	}
+	slot->tts_values[info->nkeys] = Int64GetDatum((int64) ref);
+	slot->tts_isnull[info->nkeys] = false;
+	ExecStoreVirtualTuple(slot);
+	tuplesort_puttupleslot(changes->sort, slot);
+}
+
+/* After the last row has been added, and before the first one is taken. */
+void
+idem_changes_sort(IdemChanges *changes)
+{
+	if (changes->sort)
+		tuplesort_performsort(changes->sort);
+}
+
+/* Take some references from the sort, and let their rows come to the cache. */
+static void
+look_ahead(IdemChanges *changes)
+{
+	TupleTableSlot *slot = changes->slot;
+	int			nkeys = changes->info->nkeys;
+
+	changes->next = 0;
+	changes->count = 0;
+	while (changes->count < IDEM_LOOK_AHEAD &&
+		   tuplesort_gettupleslot(changes->sort, true, false, slot, NULL))
+	{
+		slot_getallattrs(slot);
+		changes->refs[changes->count] = (IdemRowRef) DatumGetInt64(slot->tts_values[nkeys]);
+		unpack_tid(slot->tts_values[nkeys + 1], slot->tts_isnull[nkeys + 1],
+				   &changes->tids[changes->count++]);
+	}
+	idem_store_prefetch(changes->store, changes->refs, changes->count);
+}
+
+/*
+ * Take the next row, which is good until the one after it is taken. tid is
+ * invalid if there is no stored row. False after the last one.
+ */
+bool
+idem_changes_next(IdemChanges *changes, IdemRow **row, IdemRowRef *ref, ItemPointer tid)
+{
+	TupleTableSlot *slot = changes->slot;
+	int			last = slot->tts_tupleDescriptor->natts - 1;
+
+	*row = changes->row;
+	if (changes->rows)
+	{
+		if (!tuplestore_gettupleslot(changes->rows, true, false, slot))
+			return false;
+		slot_getallattrs(slot);
+		changes->row->values = slot->tts_values;
+		changes->row->nulls = slot->tts_isnull;
+		unpack_tid(slot->tts_values[last], slot->tts_isnull[last], tid);
+		*ref = 0;
+		return true;
+	}
+	if (changes->next == changes->count)
+		look_ahead(changes);
+	if (changes->count == 0)
+		return false;
+	*ref = changes->refs[changes->next];
+	*tid = changes->tids[changes->next++];
+	idem_store_load(changes->store, *ref, changes->row);
+	return true;
+}
+
+void
+idem_changes_end(IdemChanges *changes)
+{
+	ExecClearTuple(changes->slot);
+	if (changes->sort)
+		tuplesort_end(changes->sort);
+	if (changes->rows)
+		tuplestore_end(changes->rows);
+}
