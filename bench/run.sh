@@ -1,125 +1,187 @@
 #!/bin/bash
-# What "make bench" runs: compares idem_merge() with the naive upsert,
-#   INSERT INTO target SELECT * FROM staging ON CONFLICT (id) DO UPDATE SET ...
-# on a server that lives only as long as this script. Environment:
-#   ROWS=1000000   staged rows, and rows of the target
-#   REPEAT=3       runs of each method; they take turns, and the medians count
+# What "make bench" runs: the same batches by idem_merge() and by what a user
+# would write instead, on a server that lives only as long as this script. What
+# is measured is in profiles, how in measure.sql and methods/, small batches in
+# *.pgbench. docs/benchmark.md explains all of it. Environment:
+#   SCALE=50k         staged rows; the published figures are of 1M
+#   PROFILES="..."    some of the profiles, and of small, ledger, concurrency
+#   METHODS="..."     some of the methods; without naive there are no ratios
+#   REPEAT=3          runs of each method; they take turns, and the medians count
+#   DURATION=2        seconds for each run of pgbench; 20 if SCALE is 1M or more
 #   WORK_MEM=64MB
-#   PG_MAJOR=NN    which PostgreSQL, of those installed
-# Machines are noisy: read the ratios, not the seconds. Exits with 1 if the two
-# methods do not end with the same rows, or if a merge was not what it should
-# have been; a ratio above its goal is printed as such and is no failure.
+#   SHARED_BUFFERS=1GB
+#   OUT=results/bench where results.csv, results.md and chart.svg are written
+#   PG_MAJOR=NN       which PostgreSQL, of those that Debian or Ubuntu installed
+#   PG_CONFIG=...     or another one
+# Machines are noisy: read the ratios, not the seconds. Exits with 1 if methods
+# do not end with the same rows; a goal that is missed is printed as such and is
+# no failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-rows=${ROWS:-1000000}
+scale=${SCALE:-50k}
+scale=${scale/%k/000}
+scale=${scale/%M/000000}
 repeat=${REPEAT:-3}
-work_mem=${WORK_MEM:-64MB}
-for number in "$rows" "$repeat"; do
-    [[ $number =~ ^[1-9][0-9]*$ ]] || die "ROWS and REPEAT must be positive numbers"
+duration=${DURATION:-$((scale < 1000000 ? 2 : 20))}
+for number in "$scale" "$repeat" "$duration"; do
+    [[ $number =~ ^[1-9][0-9]*$ ]] || die "SCALE, REPEAT and DURATION must be positive numbers"
 done
+out=${OUT:-results/bench}
+mkdir -p "$out"
+out=$(realpath "$out")
+usual="naive where merge classify ordered dbt dlt auto native sql"
+all=$(sed '/^# Run only/,$d; /^#/d; s/ .*//' bench/profiles | xargs)
+profiles=${PROFILES:-$all small ledger concurrency}
 
-# Stored rows have even keys and new ones odd keys, so that new keys fall
-# between old ones. Every table is written in the order in which its rows would
-# have come: stored ones by key, staged ones shuffled, the same in every run.
-make_tables()
+# Appends a line to results.csv. What comes after profile, method and seconds is
+# empty where pgbench measured.
+result()
 {
-    sql -v rows="$rows" <<'END'
-CREATE EXTENSION idempotent_ingest;
-
-CREATE FUNCTION make_rows(keys bigint, revision int)
-RETURNS TABLE (id bigint, account int, status text, amount numeric(12,2), note text,
-               created_at timestamptz, updated_at timestamptz)
-LANGUAGE sql IMMUTABLE AS $$
-    SELECT keys, (keys % 99991)::int, (ARRAY['new', 'paid', 'sent', 'done'])[1 + keys % 4],
-           (keys % 1000000)::numeric / 100 + revision,
-           md5(keys::text) || md5(revision::text) || md5((keys + 1)::text) || md5((keys + 2)::text),
-           timestamptz '2026-01-01 00:00:00+00' + keys * interval '1 second',
-           timestamptz '2026-01-01 00:00:00+00' + (keys + revision) * interval '1 second'
-$$;
-
-CREATE TABLE base_old AS
-    SELECT r.* FROM generate_series(2, :rows::bigint * 2, 2) AS k, make_rows(k, 0) AS r ORDER BY k;
-
-CREATE TABLE staging_identical AS
-    SELECT * FROM base_old ORDER BY md5(id::text);
-
--- Of ten staged rows five are new, one has changed, four are as stored.
-CREATE TABLE staging_mix AS
-    SELECT r.*
-    FROM generate_series(1, :rows::bigint) AS i,
-         make_rows(CASE WHEN i % 10 < 5 THEN i * 2 + 1 ELSE i * 2 END,
-                   CASE WHEN i % 10 = 5 THEN 1 ELSE 0 END) AS r
-    ORDER BY md5(i::text);
-
--- What the mix makes of the old rows.
-CREATE TABLE base_merged AS
-    SELECT * FROM base_old o WHERE NOT EXISTS (SELECT FROM staging_mix s WHERE s.id = o.id)
-    UNION ALL
-    SELECT * FROM staging_mix
-    ORDER BY id;
-
-VACUUM (FREEZE, ANALYZE) base_old, staging_identical, staging_mix, base_merged;
-
-CREATE TABLE measured (profile text, method text, seconds numeric, wal numeric, content text);
-END
+    printf '%s,%s,%s,%s,%s,%s,%s,%s,%s\n' "$@" >>"$out/results.csv"
 }
 
-# A new target with the rows of $1, such that nothing of what made it is left to do.
-make_target()
-{
-    sql -v base="$1" <<'END'
-SET client_min_messages = warning;
-DROP TABLE IF EXISTS target;
-CREATE TABLE target AS SELECT * FROM :base ORDER BY id;
-ALTER TABLE target ADD PRIMARY KEY (id);
-VACUUM (FREEZE, ANALYZE) target;
-END
-}
-
-# Measures one statement in a session of its own, and notes what the target
-# then holds: profile, method, statement.
+# Measures one method once, on the profile that prepare() has made.
 measure()
 {
-    sql -v profile="$1" -v method="$2" <<END
-CHECKPOINT;
-SELECT clock_timestamp() AS started, pg_current_wal_insert_lsn() AS lsn \\gset
-$3
-SELECT extract(epoch FROM clock_timestamp() - :'started') AS seconds,
-       pg_current_wal_insert_lsn() - :'lsn'::pg_lsn AS wal \\gset
-INSERT INTO measured
-    SELECT :'profile', :'method', :'seconds', :'wal',
-           (SELECT count(*) || ' ' || coalesce(sum(hash_record_extended(t, 0)::numeric), 0) FROM target t);
-END
+    local method=$1 fields peak
+    fields=$(sql -At -v base="$base" -v indexes="$indexes" -v merged="$merged" -v method="$method" \
+        -v source="$source" -v newest_first="$newest_first" -v options="$options" \
+        -v copy_file="$server/copy" -f bench/measure.sql) || die "$name by $method failed"
+    peak=$(sed -n 's/^peak|//p' <<<"$fields")
+    IFS='|' read -r _ seconds wal growth summary engine content <<<"$(grep '^result|' <<<"$fields")"
+    result "$name" "$method" "$seconds" "$wal" "$growth" "$peak" "$engine" "\"$summary\"" "\"$content\""
 }
 
-merge="SELECT status || ' ' || rows_staged || ' ' || rows_inserted || ' ' || rows_updated || ' ' || rows_unchanged
-       FROM idem_merge('STAGING', 'target', '{id}', 'batch');"
-naive='INSERT INTO target SELECT * FROM STAGING
-ON CONFLICT (id) DO UPDATE SET account = excluded.account, status = excluded.status,
-    amount = excluded.amount, note = excluded.note, created_at = excluded.created_at,
-    updated_at = excluded.updated_at;'
-
-# One run of each method: profile, rows of the target, staging, what the merge
-# has to say. A replay needs the batch in the ledger first.
-profile()
+# The tables of a profile, and what measure() needs to know of it.
+prepare()
 {
-    local name=$1 base=$2 staging=$3 expected=$4 said
-    make_target "$base"
-    measure "$name" naive "${naive//STAGING/$staging}" >/dev/null
-    make_target "$base"
-    if [ "$name" = replay ]; then
-        sql -c "${merge//STAGING/$staging}" >/dev/null
+    local stored key staged kind copies=false
+    read -r name stored key staged kind indexes options methods < <(grep "^$1 " bench/profiles)
+    [ -n "$name" ] || die "there is no profile named $1"
+    [ "$options" != - ] || options=
+    case $methods in
+        only*) methods=${methods#only} ;;
+        *) methods="$usual $methods" ;;
+    esac
+    [[ $methods != *copy* ]] || copies=true
+    merged=false
+    if [ "$stored" = merged ]; then
+        merged=true
+        stored=1
     fi
-    said=$(measure "$name" idem_merge "\\pset tuples_only on"$'\n'"\\pset format unaligned"$'\n'"${merge//STAGING/$staging}")
-    [ "$said" = "$expected" ] || die "$name: the merge said \"$said\", expected \"$expected\""
-    # Reading staging is no part of what the fingerprint costs: the merge does it anyway.
-    measure "$name" fingerprint "SELECT idem_fingerprint('$staging');" >/dev/null
-    measure "$name" scan "SELECT FROM (SELECT * FROM $staging OFFSET 0) s WHERE updated_at IS NULL;" >/dev/null
+    source=staging
+    newest_first="(SELECT NULL)"
+    if [ "$kind" = duplicates ]; then
+        source="(SELECT DISTINCT ON (id) * FROM staging ORDER BY id, updated_at DESC)"
+        newest_first="updated_at DESC"
+    fi
+    base=stored_${stored}_$key
+    sql -v stored_table="$base" -v stored="$((stored * scale))" -v key="$key" -v kind="$kind" \
+        -v staged="$((staged * scale))" -v merged="$merged" -v copies="$copies" \
+        -v copy_file="$server/copy" -f bench/staging.sql
+    [ "$merged" = false ] || base=merged
 }
 
-major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
+run_profile()
+{
+    local method
+    prepare "$1"
+    for _ in $(seq "$repeat"); do
+        for method in $methods; do
+            if [[ " ${METHODS:-$methods} " == *" $method "* ]]; then
+                measure "$method"
+            fi
+        done
+    done
+}
+
+# pgbench with a script, prepared statements, and commits that wait for no disk:
+# what is compared is what a call costs. Prints pgbench's report.
+bench()
+{
+    local script=$1
+    shift
+    as_postgres env PGOPTIONS='-c synchronous_commit=off' "$bindir/pgbench" -n -M prepared -T "$duration" \
+        -h "$server" -U postgres -f "bench/$script.pgbench" "$@" postgres 2>"$work/pgbench.log" ||
+        { cat "$work/pgbench.log"; die "pgbench failed: $script $*"; }
+}
+
+# A new target of ten times SCALE rows, and staging of SCALE rows.
+large_target()
+{
+    prepare mix_10
+    sql -v base="$base" -v indexes=no -f bench/target.sql -c CHECKPOINT
+}
+
+# Batches of 1 to 10,000 rows: how long the call took, on the average.
+run_small()
+{
+    local rows method
+    for _ in $(seq "$repeat"); do
+        large_target
+        for rows in 1 100 1000 10000; do
+            bench small -r -D rows="$rows" -D stored="$((10 * scale))" >"$work/report"
+            for method in hand auto native sql; do
+                awk -v method="$method" '/hand_merge|idem_merge/ && index($0, "'\''" method " ") { print $1 / 1000 }' \
+                    "$work/report" >"$work/latency"
+                result "small_$rows" "$method" "$(cat "$work/latency")"
+            done
+        done
+    done
+}
+
+# Replays by id, from a ledger of ten times SCALE batches; staging of SCALE rows
+# is not read.
+run_ledger()
+{
+    large_target
+    sql -v ledger="$((10 * scale))" -f bench/ledger.sql
+    for _ in $(seq "$repeat"); do
+        bench replay -D ledger="$((10 * scale))" | awk '/^tps/ { print 1 / $3 }' >"$work/latency"
+        result replay_by_id auto "$(cat "$work/latency")"
+    done
+    sql -c 'TRUNCATE idem_ledger'
+}
+
+# Batches of 1,000 rows by one client and by four: seconds for each batch, filling
+# of the temporary table included.
+run_concurrency()
+{
+    local clients method
+    for _ in $(seq "$repeat"); do
+        large_target
+        for clients in 1 4; do
+            for method in hand turns versions; do
+                bench "concurrent_$method" -c "$clients" -j "$clients" -D rows=1000 -D stored="$((10 * scale))" |
+                    awk '/^tps/ { print 1 / $3 }' >"$work/latency"
+                result "clients_$clients" "$method" "$(cat "$work/latency")"
+            done
+        done
+    done
+}
+
+# What the figures depend on, for the head of the report.
+describe_machine()
+{
+    echo "- $(ask 'SELECT version()')"
+    echo "- $(lscpu | sed -n 's/^Model name: *//p' | head -n 1), $(nproc) processors," \
+        "$(awk '/^MemTotal/ { printf "%.0f GB", $2 / 1e6 }' /proc/meminfo) of memory, $(uname -sr)," \
+        "data on $(df --output=fstype "$work" | tail -n 1)"
+    echo "- $(ask "SELECT string_agg(name || ' ' || current_setting(name), ', ' ORDER BY name)
+                  FROM pg_settings WHERE name IN ('shared_buffers', 'work_mem', 'hash_mem_multiplier', 'jit', 'fsync',
+                      'full_page_writes', 'wal_level', 'maintenance_work_mem', 'max_wal_size', 'autovacuum')")"
+    echo "- SCALE $scale, $repeat runs of each method, $(date -u +%Y-%m-%d), load average at the start: $load"
+}
+
+load=$(cut -d ' ' -f 1 /proc/loadavg)
+if [ -n "${PG_CONFIG:-}" ]; then
+    bindir=$("$PG_CONFIG" --bindir)
+    major=$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+else
+    major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
+fi
 make_workdir
 trap stop_server EXIT
 trap 'exit 1' INT TERM
@@ -129,62 +191,45 @@ application=bench
 on_error_stop=1
 # Nothing else shall be at work while something is measured.
 start_server "$major" <<END
-shared_buffers = 1GB
-max_wal_size = 8GB
+shared_buffers = ${SHARED_BUFFERS:-1GB}
+max_wal_size = 16GB
 checkpoint_timeout = 1h
-work_mem = '$work_mem'
+work_mem = '${WORK_MEM:-64MB}'
 maintenance_work_mem = 256MB
 autovacuum = off
 END
+sql -f bench/tables.sql
 
-echo "making tables of $rows rows"
-make_tables
-changed=$(((rows + 4) / 10))
-new=$(ask "SELECT count(*) FROM staging_mix WHERE id % 2 = 1")
-for run in $(seq "$repeat"); do
-    echo "run $run of $repeat"
-    profile identical base_old staging_identical "applied $rows 0 0 $rows"
-    profile mix base_old staging_mix "applied $rows $new $changed $((rows - new - changed))"
-    profile replay base_merged staging_mix "replayed $rows 0 0 $rows"
+echo "profile,method,seconds,wal,growth,peak,engine,summary,content" >"$out/results.csv"
+for profile in $profiles; do
+    started=$SECONDS
+    case $profile in
+        small | ledger | concurrency) "run_$profile" ;;
+        *) run_profile "$profile" ;;
+    esac
+    echo "$profile: $((SECONDS - started)) s"
 done
 
-echo
-ask "SELECT 'PostgreSQL ' || current_setting('server_version') || ', $(nproc) processors, shared_buffers '
-     || current_setting('shared_buffers') || ', work_mem ' || current_setting('work_mem') || ', jit '
-     || current_setting('jit') || ', fsync ' || current_setting('fsync')"
-ask "SELECT '$rows staged rows, about ' || pg_relation_size('base_old') / $rows
-     || ' bytes each with their headers; medians of $repeat runs, CHECKPOINT before each'"
-echo
-sql <<'END'
-WITH medians AS (
-    SELECT profile, method,
-           percentile_cont(0.5) WITHIN GROUP (ORDER BY seconds::float8)::numeric AS seconds,
-           percentile_disc(0.5) WITHIN GROUP (ORDER BY wal) AS wal
-    FROM measured GROUP BY profile, method),
-goals (profile, number, ratio, wal, what) AS (
-    VALUES ('identical', 1, 0.35, 100000, 'all rows as stored'),
-           ('mix', 2, 0.65, NULL, '50% new, 10% changed, 40% as stored'),
-           ('replay', 3, 0.1, NULL, 'the mix again: the same batch id, content verified'))
-SELECT g.profile || ': ' || g.what AS profile,
-       round(n.seconds, 2) AS "naive s", round(m.seconds, 2) AS "merge s",
-       round(m.seconds / n.seconds, 3) AS ratio,
-       g.ratio || CASE WHEN m.seconds / n.seconds <= g.ratio THEN ' met' ELSE ' MISSED' END AS goal,
-       round(n.wal / 1e6, 1) AS "naive MB", round(m.wal / 1e6, 3) AS "merge MB",
-       CASE WHEN g.wal IS NULL THEN '' WHEN m.wal < g.wal THEN '0.1 met' ELSE '0.1 MISSED' END AS "goal MB",
-       round((f.seconds - c.seconds) / m.seconds * 100) || '%' AS fingerprint
-FROM goals g
-JOIN medians n ON n.profile = g.profile AND n.method = 'naive'
-JOIN medians m ON m.profile = g.profile AND m.method = 'idem_merge'
-JOIN medians f ON f.profile = g.profile AND f.method = 'fingerprint'
-JOIN medians c ON c.profile = g.profile AND c.method = 'scan'
-ORDER BY g.number;
-\pset title 'Single runs, seconds'
-SELECT profile, method, string_agg(round(seconds, 2)::text, ' ' ORDER BY seconds) AS runs
-FROM measured GROUP BY profile, method ORDER BY profile, method;
-END
-echo "MB is WAL; fingerprint is idem_fingerprint() less a plain scan, as a share of the merge's time."
+{
+    echo "# Results of the benchmark"
+    echo
+    describe_machine
+    sql -v chart="$work/tmp/chart" -f bench/report.sql <"$out/results.csv" | awk -f bench/markdown.awk
+} >"$out/results.md"
+cat "$out/results.md"
 
-differing=$(ask "SELECT string_agg(profile, ', ') FROM (
-                     SELECT profile FROM measured GROUP BY profile HAVING count(DISTINCT content) <> 1) p")
-[ -z "$differing" ] || die "the methods ended with different rows: $differing"
-echo "both methods ended with the same rows in every run"
+if ! command -v gnuplot >/dev/null; then
+    echo "installing gnuplot-nox"
+    as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -qq -y --no-install-recommends gnuplot-nox </dev/null >/dev/null 2>&1 || true
+fi
+if ! command -v gnuplot >/dev/null; then
+    echo "there is no gnuplot, so there is no chart"
+elif [ -s "$work/tmp/chart" ]; then
+    gnuplot -e "data = '$work/tmp/chart'" bench/chart.gp >"$out/chart.svg"
+fi
+echo "written to $out"
+
+differing=$(ask "SELECT string_agg(profile, ', ') FROM differing")
+[ -z "$differing" ] || die "the methods ended with different rows, or the engines with different counts: $differing"
+echo "all methods ended with the same rows in every run"

@@ -6,6 +6,9 @@
 # are not meant for the makes we call.
 unset MAKEFLAGS MFLAGS MAKELEVEL
 
+# The programs of a PostgreSQL that is not Debian's; a caller may set it.
+bindir=
+
 die()
 {
     echo "$*" >&2
@@ -82,7 +85,7 @@ copy_source()
 # $1 and leaves the copy, in $work/src, to postgres.
 build_and_install()
 {
-    export PG_CONFIG=/usr/lib/postgresql/$1/bin/pg_config
+    export PG_CONFIG=${bindir:-/usr/lib/postgresql/$1/bin}/pg_config
     copy_source "$work/src"
     echo "building for PostgreSQL $1"
     if ! make -C "$work/src" -j "$(nproc)" >"$work/build.log" 2>&1; then
@@ -107,7 +110,7 @@ build_and_install()
 # there, and with the settings on standard input. $server and $bindir are set.
 start_server()
 {
-    bindir=/usr/lib/postgresql/$1/bin
+    bindir=${bindir:-/usr/lib/postgresql/$1/bin}
     server=$work/server
     as_root install -d -o postgres -m 700 "$server"
     as_postgres "$bindir/initdb" -D "$server/data" -U postgres -A peer -E UTF8 --locale=C.UTF-8 \

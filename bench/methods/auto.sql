@@ -1,0 +1,2 @@
+-- Ours, as it comes.
+SELECT summary, engine FROM idem_merge('staging', 'target', '{id}', 'batch' :options) \gset

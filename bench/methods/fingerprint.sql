@@ -1,0 +1,1 @@
+SELECT idem_fingerprint('staging') \g /dev/null

@@ -1,0 +1,2 @@
+SET idempotent_ingest.engine = native;
+\ir auto.sql
