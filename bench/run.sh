@@ -3,7 +3,7 @@
 # would write instead, on a server that lives only as long as this script. What
 # is measured is in profiles, how in measure.sql and methods/, small batches in
 # *.pgbench. docs/benchmark.md explains all of it. Environment:
-#   SCALE=30k         staged rows; the published figures are of 1M
+#   SCALE=20k         staged rows; the published figures are of 1M
 #   PROFILES="..."    some of the profiles, and of small, ledger, concurrency
 #   METHODS="..."     some of the methods; without naive there are no ratios
 #   REPEAT=3          runs of each method; they take turns, and the medians count
@@ -20,7 +20,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-scale=${SCALE:-30k}
+scale=${SCALE:-20k}
 scale=${scale/%k/000}
 scale=${scale/%M/000000}
 repeat=${REPEAT:-3}
