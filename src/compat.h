@@ -115,16 +115,19 @@ read_recent_buffer_compat(Relation rel, BlockNumber block, Buffer recent)
 #endif
 }
 
-/* 17 wants to know of the statement, for event triggers. */
+/*
+ * Build the indexes of a relation anew, unique ones with the check that they
+ * are. 17 wants to know of the statement, for event triggers.
+ */
 static inline void
 reindex_relation_compat(Oid relid)
 {
 	ReindexParams params = {0};
 
 #if PG_VERSION_NUM >= 170000
-	(void) reindex_relation(NULL, relid, 0, &params);
+	(void) reindex_relation(NULL, relid, REINDEX_REL_CHECK_CONSTRAINTS, &params);
 #else
-	(void) reindex_relation(relid, 0, &params);
+	(void) reindex_relation(relid, REINDEX_REL_CHECK_CONSTRAINTS, &params);
 #endif
 }
 

@@ -48,10 +48,12 @@
 #include "security.h"
 
 /*
- * Up to this many blocks of staging, the kept plan of the sql engine is faster
- * than to prepare anything.
+ * Each merge takes a subtransaction. More than 64 of them in one transaction
+ * make it slow to look at its rows for everybody, so that a transaction of many
+ * small merges leaves them to the other engine.
  */
-#define SMALL_BLOCKS	16
+#define MAX_SUBTRANSACTIONS 32
+#define SMALL_BLOCKS		64
 
 /* How an index probe compares with the visit of one row in a pass. */
 #define PROBE_COST		6.0
@@ -95,6 +97,10 @@ typedef struct NativeRun
 } NativeRun;
 
 static WatchedTarget watched[MAX_WATCHED];
+
+/* How often this engine has tried in the current transaction. */
+static TransactionId last_transaction = InvalidTransactionId;
+static int	merges_of_transaction = 0;
 
 /* Says the operator class that values are equal only if their images are? */
 static bool
@@ -206,19 +212,18 @@ idem_engine_native_disadvantage(const IdemMergeInfo *info)
 {
 	WatchedTarget *target = find_watched(info->target, false);
 	Relation	staging;
-	BlockNumber blocks = 0;
+	bool		small = false;
 
 	if (target && target->pause > 0)
 		return "merges of this target met concurrent changes again and again";
+	if (merges_of_transaction < MAX_SUBTRANSACTIONS ||
+		!TransactionIdEquals(last_transaction, GetTopTransactionIdIfAny()))
+		return NULL;
 	staging = table_open(info->staging, NoLock);
 	if (RELKIND_HAS_TABLE_AM(staging->rd_rel->relkind))
-		blocks = RelationGetNumberOfBlocks(staging);
-	else if (RELKIND_HAS_STORAGE(staging->rd_rel->relkind))
-		blocks = 0;
-	else
-		blocks = SMALL_BLOCKS + 1;	/* a view: who knows */
+		small = RelationGetNumberOfBlocks(staging) <= SMALL_BLOCKS;
 	table_close(staging, NoLock);
-	return blocks <= SMALL_BLOCKS ? "the batch is small" : NULL;
+	return small ? "the batch is small, and this transaction has merged many" : NULL;
 }
 
 /* A merge that this engine could have served goes to the other one. */
@@ -736,7 +741,8 @@ attempt(void *arg)
 	run->comparer = idem_rowcmp_begin(run->info);
 	run->fills = run->info->request->exclusive &&
 		run->info->request->mode != IDEM_MODE_UPDATE &&
-		RelationGetNumberOfBlocks(run->target) == 0;
+		RelationGetNumberOfBlocks(run->target) == 0 &&
+		!idem_writer_shows_order(run->info, run->target);
 	run->batch = idem_batch_begin(run->info, run->comparer);
 	run->store = idem_batch_store(run->batch);
 	prepare(run);
@@ -778,6 +784,10 @@ idem_engine_native_apply(IdemSource *source, const IdemMergeInfo *info,
 	bool		done;
 
 	run.caller_context = CurrentMemoryContext;
+	if (!TransactionIdEquals(last_transaction, GetTopTransactionId()))
+		merges_of_transaction = 0;
+	last_transaction = GetTopTransactionId();
+	merges_of_transaction++;
 	/* The tuplestore outlives the subtransaction. */
 	idem_source_materialize(source);
 	done = idem_attempt_run(attempt, &run);

@@ -392,7 +392,7 @@ choose_engine(const IdemMergeInfo *info, const char **reason)
 	*reason = refusal ? refusal : idem_engine_native_disadvantage(info);
 	if (*reason)
 		return ENGINE_SQL;
-	*reason = "the target is a plain table and the batch is large";
+	*reason = "the target is a plain table";
 	return ENGINE_NATIVE;
 }
 
@@ -416,7 +416,7 @@ static void
 apply(Merge *merge, const char *status, int32 revision)
 {
 	IdemMergeResult *result = merge->result;
-	IdemCounts	counts;
+	IdemCounts	counts = {0};
 	char	   *fingerprint;
 	const char *engine;
 	TimestampTz finished;

@@ -10,13 +10,15 @@
  * undoes the attempt.
  *
  * New rows are buffered. Where it can be seen in which order rows are written,
- * that is the order of the key, as in the other engine; elsewhere new rows may
- * be written later than updates of greater keys.
+ * that is the order of the key, as in the other engine, and with a second unique
+ * index one by one, so that the first fault is the one that is reported;
+ * elsewhere new rows may be written later than updates of greater keys.
  *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
 
+#include "access/genam.h"
 #include "access/heapam.h"
 #include "access/sysattr.h"
 #include "access/tableam.h"
@@ -56,6 +58,7 @@ struct IdemWriter
 	BulkInsertState bulk;
 	bool		indexes_later;	/* they are built when all rows are there */
 	bool		in_order;		/* somebody can tell in which order we write */
+	int			max_buffered;
 	int			nbuffered;
 	int			nslots;			/* made so far */
 	Size		buffered_bytes;
@@ -85,23 +88,34 @@ prepare_defaults(IdemWriter *writer)
 	}
 }
 
+/* Is there a unique index beside that of the key? */
+static bool
+has_other_unique_index(Oid key_index, Relation target)
+{
+	ListCell   *lc;
+	bool		found = false;
+
+	foreach(lc, RelationGetIndexList(target))
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		found |= index->rd_index->indisunique && lfirst_oid(lc) != key_index;
+		index_close(index, NoLock);
+	}
+	return found;
+}
+
 /*
  * Can somebody tell in which order rows are written? A second unique index can,
  * since one row may take what another one gives up, and triggers can.
  */
-static bool
-shows_order(const IdemWriter *writer)
+bool
+idem_writer_shows_order(const IdemMergeInfo *info, Relation target)
 {
-	const TriggerDesc *triggers = writer->target->trigdesc;
+	const TriggerDesc *triggers = target->trigdesc;
 
-	for (int i = 0; i < writer->relinfo->ri_NumIndices; i++)
-	{
-		Relation	index = writer->relinfo->ri_IndexRelationDescs[i];
-
-		if (index->rd_index->indisunique && RelationGetRelid(index) != writer->info->index)
-			return true;
-	}
-	return triggers && (triggers->trig_insert_after_row || triggers->trig_update_after_row);
+	return has_other_unique_index(info->index, target) ||
+		(triggers && (triggers->trig_insert_after_row || triggers->trig_update_after_row));
 }
 
 /*
@@ -147,7 +161,8 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 		ExecOpenIndices(writer->relinfo, false);
 	writer->cid = GetCurrentCommandId(true);
 	writer->estate->es_output_cid = writer->cid;
-	writer->in_order = shows_order(writer);
+	writer->in_order = idem_writer_shows_order(info, target);
+	writer->max_buffered = has_other_unique_index(info->index, target) ? 1 : MAX_BUFFERED_ROWS;
 	writer->bulk = GetBulkInsertState();
 	writer->old_slot = table_slot_create(target, NULL);
 	writer->new_slot = table_slot_create(target, NULL);
@@ -280,7 +295,7 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 	MemoryContextSwitchTo(old_context);
 	writer->nbuffered++;
 	writer->buffered_bytes += ((HeapTuple) ExecFetchSlotHeapTuple(slot, false, NULL))->t_len;
-	if (writer->nbuffered >= MAX_BUFFERED_ROWS ||
+	if (writer->nbuffered >= writer->max_buffered ||
 		writer->buffered_bytes >= MAX_BUFFERED_BYTES)
 		return idem_writer_flush(writer);
 	return true;
