@@ -55,7 +55,7 @@ INSERT INTO s VALUES (1, 'same', 1), (2, 'new', 2), (3, 'more', 3), (3, 'more', 
 --
 
 SELECT status, summary, batch_id, pipeline, target, revision, rows_staged, rows_duplicate, rows_inserted,
-       rows_updated, rows_deleted, rows_unchanged, rows_stale, rows_skipped, engine,
+       rows_updated, rows_deleted, rows_unchanged, rows_stale, rows_skipped, engine IN ('native', 'sql') AS engine,
        elapsed >= interval '0' AS elapsed, applied_at <= clock_timestamp() AS applied_at
 FROM idem_merge('s', 't', '{k}', 'b1', metadata => '{"file": "a.csv"}');
 CREATE TABLE first_result AS SELECT * FROM idem_merge('s', 't', '{k}', 'b1');
@@ -79,7 +79,7 @@ ROLLBACK;
 -- the row that people read
 SELECT target, pipeline, batch_id, operation, revision, rows_staged, rows_duplicate, rows_inserted, rows_updated,
        rows_deleted, rows_unchanged, rows_stale, rows_skipped, fingerprint = (SELECT fingerprint FROM first_result) AS fingerprint,
-       engine, applied_at = (SELECT applied_at FROM first_result) AS applied_at,
+       engine IN ('native', 'sql') AS engine, applied_at = (SELECT applied_at FROM first_result) AS applied_at,
        elapsed = (SELECT elapsed FROM first_result) AS elapsed, role = current_user AS role,
        application_name = current_setting('application_name') AS application_name,
        xid < pg_current_xact_id() AS xid, options, metadata

@@ -14,7 +14,7 @@ INSERT INTO staging_orders SELECT i * 10, 'c' || i % 3, i FROM generate_series(1
 SELECT * FROM (SELECT status, summary, batch_id, pipeline, target, revision,
                       rows_staged, rows_duplicate, rows_inserted, rows_updated, rows_deleted,
                       rows_unchanged, rows_stale, rows_skipped,
-                      fingerprint = idem_fingerprint('staging_orders') AS fingerprint_ok, engine,
+                      fingerprint = idem_fingerprint('staging_orders') AS fingerprint_ok, engine IN ('native', 'sql') AS engine_ok,
                       applied_at > now() AS applied_ok, elapsed > '0' AS elapsed_ok
                FROM idem_merge('staging_orders', 'orders', '{order_id}', 'orders-1')) r \gx
 SELECT count(*), sum(amount), min(loaded_by), max(loaded_by) FROM orders;

@@ -86,7 +86,7 @@ SELECT public.idem_claim('quoting', 'quoting.t');
 SELECT public.idem_claim('quoting', 'quoting.t', fingerprint => 'x');
 SELECT public.idem_forget('quoting.t', 'quoting', dry_run => true);
 SELECT public.idem_forget('quoting.t', 'quoting');
-SELECT engine FROM public.idem_explain('quoting.s', 'quoting.t');
+SELECT engine IS NOT NULL AS explained FROM public.idem_explain('quoting.s', 'quoting.t');
 SET search_path = '';
 SELECT status, summary FROM public.idem_merge('quoting.s', 'quoting.t', '{k}', 'b5', version_cols => '{seen}');
 -- temporary objects come first in every path that does not say otherwise
@@ -103,7 +103,9 @@ DROP SCHEMA quoting_traps CASCADE;
 RESET client_min_messages;
 
 -- a function of our name with better fitting arguments, in the extension's own
--- schema: whoever may create one there could run code as everybody who merges
+-- schema: whoever may create one there could run code as everybody who merges; the
+-- native engine calls none of them
+SET idempotent_ingest.engine = sql;
 SELECT n.nspname AS extension_schema FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'idempotent_ingest' \gset
 CREATE FUNCTION :"extension_schema".idem_row_staged(bigint, bigint, text, numeric, jsonb, text[], timestamptz, regclass) RETURNS boolean
 LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
@@ -131,6 +133,7 @@ FROM (VALUES ('idem_row_staged(bigint, bigint, text, numeric, jsonb, text[], tim
     ('idem_row_applied(bigint, int)', 'boolean'), ('idem_column_default(bigint, smallint, text)', 'text'),
     ('idem_assign(text[], varchar[])', 'varchar[]'), ('idem_image(int, varchar, numeric, jsonb, varchar[], timestamptz, regclass)', 'bytea')) f (signature, result);
 SELECT status FROM idem_merge('s', 't', '{k}', 'b7', version_cols => '{seen}');
+RESET idempotent_ingest.engine;
 
 --
 -- Hostile names

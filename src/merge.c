@@ -584,7 +584,13 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 	info = resolve(&look);
 	adds = info->added != NIL;
 	idem_source_begin(&source, ledger, info->staging, true);
-	explanation->engine = choose_engine(info, &explanation->reason);
+	if (request->dry_run)
+	{
+		explanation->engine = ENGINE_SQL;
+		explanation->reason = "a dry run is a query";
+	}
+	else
+		explanation->engine = choose_engine(info, &explanation->reason);
 	if (request->dry_run)
 		explanation->locks = psprintf("ACCESS SHARE on %s, ACCESS SHARE on %s",
 									  info->target_name, info->staging_name);

@@ -107,7 +107,7 @@ sub check_read_only
         "$fingerprint|$fingerprint", "$what: idem_fingerprint");
     is( $node->safe_psql(
             'postgres', "$first SELECT engine, statement LIKE 'INSERT INTO public.target%' FROM idem_explain($merge)"),
-        'sql|t',
+        'native|t',
         "$what: idem_explain");
     is( $node->safe_psql(
             'postgres', "$first SELECT engine, locks LIKE 'ACCESS SHARE on %' FROM idem_explain($merge, dry_run => true)"),
