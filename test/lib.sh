@@ -151,5 +151,6 @@ with_cluster()
     local major=$1
     shift
     (cd "$work/src" && as_postgres pg_virtualenv -v "$major" \
-        -c '--locale=C.UTF-8 --encoding=UTF8' -- "$@")
+        -c '--locale=C.UTF-8 --encoding=UTF8' \
+        ${engine:+-o "idempotent_ingest.engine=$engine"} -- "$@")
 }

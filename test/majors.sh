@@ -86,7 +86,7 @@ test_major()
     local major=$1 dir=$chroots/pg$1 suites="regress isolation" source line reason
     # TAP starts many servers: once, on the newest release, will do.
     if [ "$major" = 18 ]; then
-        suites="regress isolation tap"
+        suites="regress isolation regress-sql isolation-sql tap"
     fi
 
     echo "== PostgreSQL $major"

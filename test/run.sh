@@ -2,13 +2,15 @@
 # What "make test" runs: builds and installs, then runs the suites against
 # throw-away servers, and counts what really ran.
 #   PG_MAJOR=NN                         which PostgreSQL, of those installed
-#   SUITES="regress isolation tap scripts"
+#   SUITES="regress isolation regress-sql isolation-sql tap scripts"
+#                                       "-sql": the same tests with the sql engine
 #   REGRESS, ISOLATION, PROVE_TESTS     only these tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-suites=${SUITES:-regress isolation tap scripts}
+suites=${SUITES:-regress isolation regress-sql isolation-sql tap scripts}
+engine=
 total_passed=0
 total_failed=0
 total_skipped=0
@@ -144,9 +146,13 @@ fi
 
 for suite in $suites; do
     echo "== $suite, PostgreSQL $major"
+    engine=
     case $suite in
-        regress) pg_regress_suite regress REGRESS ISOLATION regression.diffs ;;
-        isolation) pg_regress_suite isolation ISOLATION REGRESS output_iso/regression.diffs ;;
+        *-sql) engine=sql ;;
+    esac
+    case $suite in
+        regress*) pg_regress_suite "$suite" REGRESS ISOLATION regression.diffs ;;
+        isolation*) pg_regress_suite "$suite" ISOLATION REGRESS output_iso/regression.diffs ;;
         tap) tap_suite ;;
         scripts) scripts_suite ;;
         *) die "no such suite: $suite" ;;
