@@ -174,11 +174,7 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 	if (run_prepared(ledger, lock ? STATEMENT_FIND_LOCK : STATEMENT_FIND,
 					 psprintf("SELECT operation, revision, fingerprint, fingerprint_columns,"
 							  " " ROW_COUNTS ", engine, applied_at, elapsed, target_type,"
-							  " CASE WHEN options <> $5::jsonb THEN"
-							  " (SELECT string_agg(COALESCE(o.key, n.key), ', ' ORDER BY COALESCE(o.key, n.key) COLLATE \"C\")"
-							  " FROM jsonb_each(options) o FULL JOIN jsonb_each($5::jsonb) n ON n.key = o.key"
-							  " WHERE o.value IS DISTINCT FROM n.value) END"
-							  " FROM %s.idem_ledger" WHERE_KEY "%s",
+							  " options <> $5::jsonb FROM %s.idem_ledger" WHERE_KEY "%s",
 							  ledger->schema, lock ? " FOR UPDATE" : ""), &args) == 0)
 		return false;
 
@@ -203,7 +199,17 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 	value = idem_spi_value(0, 15, context, &entry->elapsed_null);
 	if (!entry->elapsed_null)
 		entry->elapsed = *DatumGetIntervalP(value);
-	entry->differing = idem_spi_text(0, 17, context);
+	if (DatumGetBool(idem_spi_value(0, 17, context, &isnull)) && !isnull)
+	{
+		(void) run_once(ledger,
+						psprintf("SELECT (SELECT string_agg(COALESCE(o.key, n.key), ', '"
+								 " ORDER BY COALESCE(o.key, n.key) COLLATE \"C\")"
+								 " FROM jsonb_each(options) o FULL JOIN jsonb_each($5::jsonb) n ON n.key = o.key"
+								 " WHERE o.value IS DISTINCT FROM n.value)"
+								 " FROM %s.idem_ledger" WHERE_KEY,
+								 ledger->schema), &args);
+		entry->differing = idem_spi_text(0, 1, context);
+	}
 	return true;
 }
 
