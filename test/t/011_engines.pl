@@ -4,6 +4,7 @@
 #   SEED=n      other random choices; they are the same for the same n
 #   BATCHES=n   so many batches at least
 #   SHAPE=n     only this one of the targets, with its batches
+#   SCHEDULES=n so many of them beside another transaction
 #   JOBS=n      sessions at a time
 #
 # The scripts are kept with the logs, as engines_*.sql.
@@ -30,7 +31,7 @@ my $jobs = $ENV{JOBS} // 2;
 
 note("SEED=$seed BATCHES=$wanted");
 
-my $node = make_cluster('engines', conf => "shared_buffers = 64MB\nfsync = off\nmax_parallel_workers_per_gather = 0\n");
+my $node = make_cluster('engines', conf => "shared_buffers = 64MB\nfsync = off\nlog_statement = none\n");
 
 #
 # Batches one after the other
@@ -122,6 +123,8 @@ foreach my $batch (sort { my @a = split(/ /, $a); my @b = split(/ /, $b); $a[0] 
     {
         $text{$run} = ($out{"$batch $run"} // 'nothing') . "--\n" . ($err{"$batch $run"} // 'nothing');
         $engine{$run} = $1 if $text{$run} =~ s/\|engine (\w+)$//m;
+        # A row's number from a sequence is not compared.
+        $text{$run} =~ s/Failing row contains .*/Failing row/ if $expected{$batch}{shape}{features}{sequence};
         # An attempt that was given up has locked rows all the same.
         $locked{$run} = $1 if $text{$run} =~ s/^image.*\K, (\d+) locked$//m;
     }
@@ -138,7 +141,7 @@ foreach my $batch (sort { my @a = split(/ /, $a); my @b = split(/ /, $b); $a[0] 
           $text{native} =~ /^\w+\|[^|]*\|(?:[^|]*\|){0,3}?(\d+)\|(\d+)\|(\d+)\|(\d+)\|(\d+)\|(\d+)\|(\d+)\|(\d+)\|[0-9a-f]{32}\|/m;
 
         $done{$status}++;
-        if ($status =~ /applied/ && defined $staged)
+        if ($status =~ /applied/ && defined $staged && $text{native} !~ /^error at commit/m)
         {
             $engines{ $engine{native} }++;
             $fates{duplicate} += $duplicate;
@@ -173,5 +176,188 @@ note("engines: " . join(', ', map { "$_ $engines{$_}" } sort keys %engines));
 note("errors: " . join(', ', map { "$_ $sqlstates{$_}" } sort keys %sqlstates));
 note("rows: " . join(', ', map { "$_ $fates{$_}" } sort keys %fates));
 note("shapes: " . join(', ', map { "$_ $features{$_}" } sort keys %features));
+
+
+#
+# Batches beside another transaction, which holds rows of the target when they
+# are merged, and ends when each merge is done or waits for it.
+#
+make_database($node, 'concurrent', 'public');
+$node->safe_psql('concurrent', preamble());
+$node->safe_psql('concurrent', "CREATE SCHEMA st; CREATE TABLE st.s (k int, v text, n int, ver int);");
+foreach my $schema ('a', 'b')
+{
+    $node->safe_psql(
+        'concurrent', qq{
+        CREATE SCHEMA $schema;
+        CREATE TABLE $schema.t (k int PRIMARY KEY, v text, n int, ver int, u int DEFAULT NULL);
+        CREATE TABLE $schema.child (k int REFERENCES $schema.t DEFERRABLE INITIALLY DEFERRED);
+        CREATE FUNCTION $schema.indexes(plain bool, other bool, trigger bool) RETURNS void LANGUAGE plpgsql AS
+        \$\$ BEGIN
+            DROP INDEX IF EXISTS $schema.plain, $schema.other;
+            DROP TRIGGER IF EXISTS row_u ON $schema.t;
+            IF plain THEN CREATE INDEX plain ON $schema.t (n); END IF;
+            IF other THEN CREATE UNIQUE INDEX other ON $schema.t (n) WHERE n > 100; END IF;
+            IF trigger THEN CREATE TRIGGER row_u AFTER INSERT OR UPDATE ON $schema.t
+                FOR EACH ROW EXECUTE FUNCTION d.log_row(); END IF;
+        END \$\$;
+    });
+}
+
+# How many of some sessions wait for a row, once each waits or is done, which its
+# application_name says; NULL if that takes too long.
+$node->safe_psql(
+    'concurrent', q{
+    CREATE FUNCTION d.waiters(done text, pids int[], seconds int) RETURNS int LANGUAGE plpgsql AS $$
+    DECLARE
+        ended int;
+        waiting int;
+    BEGIN
+        LOOP
+            PERFORM pg_stat_clear_snapshot();
+            SELECT count(*) INTO ended FROM pg_stat_activity
+                WHERE pid = ANY (pids) AND application_name = done;
+            SELECT count(DISTINCT pid) INTO waiting FROM pg_locks
+                WHERE pid = ANY (pids) AND NOT granted AND locktype IN ('transactionid', 'tuple', 'spectoken');
+            IF ended + waiting = cardinality(pids) THEN
+                RETURN waiting;
+            END IF;
+            EXIT WHEN clock_timestamp() > statement_timestamp() + make_interval(secs => seconds);
+            PERFORM pg_sleep(0.001);
+        END LOOP;
+        RETURN NULL;
+    END $$;
+});
+
+my $timeout = $PostgreSQL::Test::Utils::timeout_default;
+my $control = $node->background_psql('concurrent', on_error_stop => 0);
+my $other = $node->background_psql('concurrent', on_error_stop => 0);
+my %merger = map { $_ => $node->background_psql('concurrent', on_error_stop => 0) } 'sql', 'native';
+my %schema = (sql => 'a', native => 'b');
+my %pid = map { $_ => $merger{$_}->query_safe('SELECT pg_backend_pid()') } keys %merger;
+
+$control->query_safe("SET client_min_messages = warning; SET d.batch = -1");
+$merger{$_}->query_safe("SET idempotent_ingest.engine = $_; SET d.batch = 0; SET deadlock_timeout = '60s'") foreach keys %merger;
+$merger{$_}->query_safe('\set SHOW_CONTEXT never') foreach keys %merger;
+$other->query_safe("SET d.batch = -1");
+
+# Something that another session does to rows of the table %s.t, and perhaps of
+# its child %s.child.
+sub other_action
+{
+    my ($key, $free) = @_;
+    my $action = pick(
+        "UPDATE %s.t SET v = 'other' WHERE k = $key",
+        "UPDATE %s.t SET v = 'other' WHERE k = $key",
+        "UPDATE %s.t SET ver = ver + 2, v = 'later' WHERE k = $key",
+        "UPDATE %s.t SET ver = ver - 2 WHERE k = $key",
+        "UPDATE %s.t SET n = n + 100 WHERE k = $key",
+        "UPDATE %s.t SET k = $free WHERE k = $key",
+        "DELETE FROM %s.t WHERE k = $key",
+        "DELETE FROM %s.t WHERE k = $key",
+        "DELETE FROM %s.t WHERE k = $key; INSERT INTO %s.t VALUES ($key, 'again', 1, 5)",
+        "INSERT INTO %s.t VALUES ($free, 'other', $free, 3)",
+        "INSERT INTO %s.t VALUES ($free, 'other', $free + 100, 1)",
+        "INSERT INTO %s.t VALUES ($free, 'other', 3, 3) ON CONFLICT (k) DO UPDATE SET v = 'conflict'",
+        "INSERT INTO %s.child VALUES ($key)",
+        map { "SELECT FROM %s.t WHERE k = $key FOR $_" } 'UPDATE',
+        'NO KEY UPDATE', 'SHARE', 'KEY SHARE');
+
+    $action = "SAVEPOINT x; $action; ROLLBACK TO x" if chance(0.08);
+    $action = "SAVEPOINT x; $action; RELEASE x" if chance(0.08);
+    return $action;
+}
+
+my $schedules = $ENV{SCHEDULES} // 300;
+my (@unlike, %beside, %outcomes);
+foreach my $schedule (1 .. $schedules)
+{
+    srand($seed * 100_000 + 50_000 + $schedule);
+    my $first = pick(1 .. 30);
+    my $rows = pick(1, 3, 10, 20);
+    my @staged = map { $first + $_ } 0 .. $rows - 1;
+    my @stored = grep { $_ % 2 == 0 } @staged;
+    my @new = grep { $_ % 2 } @staged;
+    my @options = ("batch_id => 'schedule $schedule'");
+    my $versions = chance(0.4);
+
+    push @options, "version_cols => '{ver}'" if $versions;
+    push @options, pick("mode => 'update'", "mode => 'insert'") if chance(0.3);
+    push @options, "on_stale => '" . pick('error', 'apply') . q{'} if $versions && chance(0.3);
+    push @options, "update_cols => '{v}'" if chance(0.2);
+
+    my $isolation = pick('READ COMMITTED', 'READ COMMITTED', 'READ COMMITTED', 'REPEATABLE READ', 'SERIALIZABLE');
+    my $snapshot_first = $isolation ne 'READ COMMITTED' && chance(0.5);
+    my $early = $snapshot_first && chance(0.4);
+    my $end = chance(0.65) ? 'COMMIT' : 'ROLLBACK';
+    my @actions;
+    for (1 .. pick(1, 1, 2, 3))
+    {
+        my $key = @stored && chance(0.9) ? pick(@stored) : 2 * pick(1 .. 25);
+        my $free = @new && chance(0.8) ? pick(@new) : 101 + $schedule;
+        push @actions, other_action($key, $free);
+    }
+    my @features = map { chance($_) ? 'true' : 'false' } 0.3, 0.2, 0.2;
+    my $log = "schedule $schedule: $isolation"
+      . ($snapshot_first ? ', snapshot first' : '') . ($early ? ', ended before the merge' : '')
+      . "\n  indexes(" . join(', ', @features) . ")\n  " . join("\n  ", @actions, $end)
+      . "\n  merge of " . join(' ', @staged) . ' with ' . join(', ', @options);
+
+    $control->query_safe(
+            "TRUNCATE a.child, b.child, a.t, b.t, st.s, d.log;"
+          . join('', map { "SELECT $_.indexes(" . join(', ', @features) . ');'
+              . "INSERT INTO $_.t SELECT k, 'v' || k, k, 3 FROM generate_series(2, 50, 2) AS k;" } 'a', 'b')
+          . "SELECT setseed(" . sprintf('%.6f', rand()) . ");"
+          . "INSERT INTO st.s SELECT k, CASE WHEN random() < 0.5 THEN 'v' ELSE 'w' END || k, k, CASE WHEN random() < 0.5 THEN 3 ELSE floor(random() * 7)::int END"
+          . " FROM generate_series($staged[0], $staged[-1]) AS k");
+
+    # Both merges at the same time, unless they would be in each other's way.
+    my (%result, %engine, $waits);
+    foreach my $group ($isolation eq 'SERIALIZABLE' ? (['sql'], ['native']) : [ 'sql', 'native' ])
+    {
+        my @engines = @$group;
+        my $of_all = join('; ', map { my $action = $_; map { $action =~ s/%s/$schema{$_}/gr } @engines } @actions);
+
+        if ($snapshot_first)
+        {
+            $merger{$_}->query_safe("BEGIN ISOLATION LEVEL $isolation; SELECT FROM st.s LIMIT 1") foreach @engines;
+        }
+        $other->query("BEGIN; $of_all" . ($early ? "; $end" : ''));
+        foreach my $engine (@engines)
+        {
+            start($merger{$engine},
+                ($snapshot_first ? '' : "BEGIN ISOLATION LEVEL $isolation;\n")
+                  . "SELECT summary, rows_staged, fingerprint, engine FROM idem_merge('st.s', '$schema{$engine}.t', "
+                  . join(', ', @options)
+                  . ");\nCOMMIT;\nSET application_name = 'done $schedule'");
+        }
+        $waits = $control->query_safe("SELECT d.waiters('done $schedule', '{"
+              . join(',', map { $pid{$_} } @engines) . "}', $timeout)");
+        die "merges neither wait nor end:\n$log" if $waits eq '';
+        $other->query($end) if !$early;
+        foreach my $engine (@engines)
+        {
+            my ($stdout, $stderr) = finish($merger{$engine});
+
+            $stdout =~ s/\|(\w+)$//m and $engine{$engine} = $1;
+            $stderr =~ s/\b[ab]\.t\b/X.t/g;
+            $stderr =~ s/^psql:<stdin>:\d+: //mg;
+            $result{$engine} = "$stdout\n$stderr\n"
+              . $control->query_safe(
+                    "SELECT 'rows', string_agg(t::text, ' ' ORDER BY k) FROM $schema{$engine}.t;"
+                  . "SELECT 'log', string_agg(entry, ' ' ORDER BY entry) FROM d.log WHERE target = '$schema{$engine}' AND batch = 0;"
+                  . "SELECT 'ledger', to_jsonb(l) - '{target,target_type,engine,applied_at,elapsed,xid}'::text[]"
+                  . " FROM idem_ledger AS l WHERE target = '$schema{$engine}.t'::regclass AND batch_id = 'schedule $schedule'");
+        }
+    }
+    push @unlike, "$log\n-- sql:\n$result{sql}\n-- native:\n$result{native}" if $result{sql} ne $result{native};
+    my $outcome = $result{native} =~ /ERROR:/ ? 'error' : $engine{native} // 'unknown';
+    $beside{ ($waits ? 'waited, ' : '') . $outcome }++;
+}
+$_->quit foreach $control, $other, values %merger;
+
+is(scalar(@unlike), 0, "both engines agree beside other transactions (SEED=$seed)")
+  or diag(join("\n\n", @unlike[ 0 .. ($#unlike < 4 ? $#unlike : 4) ]));
+note("$schedules schedules: " . join('; ', map { "$_ $beside{$_}" } sort keys %beside));
 
 done_testing();

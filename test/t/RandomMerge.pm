@@ -186,7 +186,7 @@ my @big_values = (
 # Types of keys that the native engine serves, in the same way; the last entry
 # is how many different values there are, if they are few.
 my @keys = (
-    { type => 'int4', expr => '# * 37 - 1000', staged => [ [ 'int8', '(# * 37 - 1000)::int8', '3000000000' ], [ 'numeric', '# * 37 - 1000 + 0.2' ], [ 'int2', '(# * 37 - 1000)::int2' ] ], limit => 500 },
+    { type => 'int4', expr => '# * 37 - 1000', staged => [ [ 'int8', '(# * 37 - 1000)::int8', '3000000000' ], [ 'numeric', '# * 37 - 1000 + 0.2' ]] },
     { type => 'int4', expr => '#', staged => [ [ 'int8', '#::int8' ] ] },
     { type => 'int2', expr => '(# - 50)::int2', staged => [ [ 'int4', '# - 50', '40000' ] ] },
     { type => 'int8', expr => '# * 10000000019', staged => [ [ 'int4', '#' ] ] },
