@@ -14,7 +14,7 @@ use warnings;
 use Exporter 'import';
 use List::Util qw(max min shuffle uniq);
 
-our @EXPORT = qw(pick chance preamble make_shape shape_script batch_script end_script array_literal);
+our @EXPORT = qw(pick chance preamble known_features make_shape shape_script batch_script end_script array_literal);
 
 # Functions that the scripts use, and types for columns.
 sub preamble
@@ -272,6 +272,19 @@ sub stage_as
     return $column;
 }
 
+# Whatever a shape can have, apart from types of values, once shapes were made.
+my %known_features = (
+    (map { ("staging $_" => 1) } qw(table temp unlogged view partitioned inheritance matview)),
+    (map { ("key $_->{type}" => 1) } @keys),
+    (map { ("$_ key columns" => 1) } 1 .. 3),
+    'lacking column' => 1,
+    'extra column' => 1);
+
+sub known_features
+{
+    return sort keys %known_features;
+}
+
 # A target, and the staging relation that goes with it.
 sub make_shape
 {
@@ -280,6 +293,7 @@ sub make_shape
     my $features = $shape{features};
     my $want = sub {
         my ($feature, $probability) = @_;
+        $known_features{$feature} = 1;
         $features->{$feature} = 1 if chance($probability);
         return $features->{$feature};
     };
@@ -372,18 +386,38 @@ sub make_shape
       : 'CREATE UNIQUE INDEX key ON %s.t ('
       . join(', ', map { ident($_->{name}) . pick('', '', '', ' DESC', ' NULLS FIRST', ' DESC NULLS LAST') } @index)
       . ")$include" . ($shape{nulls} ? ' NULLS NOT DISTINCT' : '') . ';';
-    push @{ $shape{ddl} }, 'CREATE INDEX ON %s.t (n);' if $want->('plain index', 0.25);
-    push @{ $shape{ddl} }, 'CREATE INDEX ON %s.t ((n % 5)) WHERE n > 2;' if $want->('partial expression index', 0.15);
-    push @{ $shape{ddl} }, 'CREATE INDEX ON %s.t USING brin (n);' if $want->('brin index', 0.08);
-    push @{ $shape{ddl} }, 'CREATE INDEX ON %s.t USING hash (n);' if $want->('hash index', 0.05);
-    push @{ $shape{ddl} }, 'CREATE UNIQUE INDEX other ON %s.t (u' . pick(')', ') WHERE n > 1', ', (n + 0))') . ';' if $features->{'other unique index'};
+    my @more = (
+        [ 'plain index', 0.25, 'CREATE INDEX ON %s.t (n);' ],
+        [ 'partial expression index', 0.15, 'CREATE INDEX ON %s.t ((n % 5)) WHERE n > 2;' ],
+        [ 'brin index', 0.08, 'CREATE INDEX ON %s.t USING brin (n);' ],
+        [ 'hash index', 0.05, 'CREATE INDEX ON %s.t USING hash (n);' ],
+        [   'after insert trigger', 0.12,
+            'CREATE TRIGGER row_i AFTER INSERT ON %s.t FOR EACH ROW ' . pick('', 'WHEN (NEW.n > 1) ')
+              . 'EXECUTE FUNCTION d.log_row();',
+        ],
+        [   'after update trigger', 0.12,
+            'CREATE TRIGGER row_u AFTER UPDATE' . pick('', '', ' OF n') . ' ON %s.t FOR EACH ROW '
+              . pick('', 'WHEN (OLD.n IS DISTINCT FROM NEW.n) ') . 'EXECUTE FUNCTION d.log_row();',
+        ],
+        [   'statement trigger', 0.1,
+            'CREATE TRIGGER statement ' . pick('BEFORE', 'AFTER')
+              . ' INSERT OR UPDATE ON %s.t FOR EACH STATEMENT EXECUTE FUNCTION d.log_statement();',
+        ],
+        [   'transition table of inserts', 0.1,
+            'CREATE TRIGGER inserted AFTER INSERT ON %s.t REFERENCING NEW TABLE AS new_rows'
+              . ' FOR EACH STATEMENT EXECUTE FUNCTION d.log_inserted();',
+        ],
+        [   'transition tables of updates', 0.1,
+            'CREATE TRIGGER updated AFTER UPDATE ON %s.t REFERENCING OLD TABLE AS old_rows'
+              . ' NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION d.log_updated();',
+        ]);
 
-    # Triggers.
-    push @{ $shape{ddl} }, 'CREATE TRIGGER row_i AFTER INSERT ON %s.t FOR EACH ROW ' . pick('', 'WHEN (NEW.n > 1) ') . 'EXECUTE FUNCTION d.log_row();' if $want->('after insert trigger', 0.12);
-    push @{ $shape{ddl} }, 'CREATE TRIGGER row_u AFTER UPDATE' . pick('', '', ' OF n') . ' ON %s.t FOR EACH ROW ' . pick('', 'WHEN (OLD.n IS DISTINCT FROM NEW.n) ') . 'EXECUTE FUNCTION d.log_row();' if $want->('after update trigger', 0.12);
-    push @{ $shape{ddl} }, 'CREATE TRIGGER statement ' . pick('BEFORE', 'AFTER') . ' INSERT OR UPDATE ON %s.t FOR EACH STATEMENT EXECUTE FUNCTION d.log_statement();' if $want->('statement trigger', 0.1);
-    push @{ $shape{ddl} }, 'CREATE TRIGGER inserted AFTER INSERT ON %s.t REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION d.log_inserted();' if $want->('transition table of inserts', 0.1);
-    push @{ $shape{ddl} }, 'CREATE TRIGGER updated AFTER UPDATE ON %s.t REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION d.log_updated();' if $want->('transition tables of updates', 0.1);
+    foreach my $more (@more)
+    {
+        push @{ $shape{ddl} }, $more->[2] if $want->($more->[0], $more->[1]);
+    }
+    push @{ $shape{ddl} }, 'CREATE UNIQUE INDEX other ON %s.t (u' . pick(')', ') WHERE n > 1', ', (n + 0))') . ';'
+      if $features->{'other unique index'};
 
     # The fields of a stored row are not those of the table's definition.
     $want->('dropped columns', 0.2);
@@ -576,6 +610,7 @@ sub random_options
     $options{on_duplicate} = pick(q{'any'}, q{'any'}, q{'any'}, q{'error'}, $options{version_cols} ? q{'latest'} : q{'any'}) if chance(0.5);
     $options{on_stale} = pick(q{'error'}, q{'apply'}, q{'apply'}, q{'apply'}) if $options{version_cols} && chance(0.3);
     $options{on_schema_change} = pick(q{'ignore'}, q{'ignore'}, q{'add_columns'}) if $shape->{extra} && chance(0.9);
+    $options{exclusive} = 'true' if chance(0.1);
     $options{metadata} = q{'{"a": 1}'} if chance(0.05);
     $options{pipeline} = q{'p'} if chance(0.1);
     return %options;
@@ -622,16 +657,19 @@ sub batch_script
         my %how = (spread => pick(0, 0.05, 0.3, 1), version_spread => pick(0, 0.3, 1), nulls => pick(0, 0.05, 0.3));
         my $sizes = $shape->{features}{'big values'} ? [ 0, 1, 5, 30, 100 ] : [ 0, 1, 1, 3, 20, 20, 100, 100, 100, 500 ];
 
-        $rows = chance(0.01) ? 2000 : pick(@$sizes);
+        $rows = chance(0.03) ? 2000 : pick(@$sizes);
+        $shape->{space} = max($shape->{space}, 3000) if $rows == 2000 && $shape->{space} >= 10;
         $rows = 100 if $rows > 100 && $shape->{features}{'big values'};
         my $duplicates = pick('none', 'none', 'none', 'same', 'any');
+
+        # Sometimes all keys, or most, are above those that are stored.
+        my $first = chance(0.1) ? $shape->{space} - pick(0, 0, 3) : 0;
+        my $past = $first + $shape->{space} - 1;
         my $from =
           $duplicates eq 'any'
-          ? "SELECT floor(random() * $shape->{space})::int AS k FROM generate_series(1, $rows)"
-          : "SELECT k FROM generate_series(0, $shape->{space} - 1) AS k ORDER BY random() LIMIT $rows";
+          ? "SELECT floor(random() * $shape->{space})::int + $first AS k FROM generate_series(1, $rows)"
+          : "SELECT k FROM generate_series($first, $past) AS k ORDER BY random() LIMIT $rows";
 
-        # Keys above all that are stored, or only few of the target.
-        $from =~ s/AS k /+ $shape->{space} AS k / if !$shape->{features}{limited} && $shape->{space} >= 10 && $duplicates eq 'any' && chance(0.1);
         if (chance(0.08))
         {
             my @can = grep { defined $_->{staged}{bad} } @{ $shape->{staged} };
@@ -645,6 +683,11 @@ sub batch_script
         push @script, "WITH moved AS (DELETE FROM ONLY st.s WHERE random() < 0.5 RETURNING *) INSERT INTO st.child SELECT * FROM moved;" if $shape->{spill};
         push @script, "INSERT INTO $shape->{base} SELECT * FROM $shape->{base} WHERE random() < 0.3;" if $duplicates eq 'same';
         push @script, "ANALYZE $shape->{base};" if chance(0.1);
+
+        # Values that rows do not have, because the column came later.
+        my ($n) = grep { $_->{name} eq 'n' } @{ $shape->{staged} };
+        push @script, "ALTER TABLE $shape->{base} DROP COLUMN n, ADD COLUMN n $n->{staged}{type} DEFAULT 4;"
+          if $shape->{kind} =~ /table|temp|unlogged|inheritance/ && chance(0.05);
         push @script, 'REFRESH MATERIALIZED VIEW st.s;' if $shape->{kind} eq 'matview';
     }
     if ($again)
@@ -669,8 +712,8 @@ sub batch_script
     my $dry = chance(0.02);
     $options{dry_run} = 'true' if $dry;
     my $caught = chance(0.15);
-    my $work_mem = chance(0.1) ? '64kB' : '4MB';
-    push @script, "SET work_mem = '$work_mem';", "SET d.batch = $batch;";
+    my $work_mem = chance(0.3) ? '64kB' : '4MB';
+    push @script, "SET work_mem = '$work_mem'; SET hash_mem_multiplier = " . pick(1, 2) . ';', "SET d.batch = $batch;";
 
     foreach my $engine ('sql', 'native')
     {
