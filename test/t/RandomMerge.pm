@@ -12,7 +12,7 @@ use strict;
 use warnings;
 
 use Exporter 'import';
-use List::Util qw(max min shuffle uniq);
+use List::Util qw(max min shuffle);
 
 our @EXPORT = qw(pick chance preamble known_features make_shape shape_script batch_script end_script array_literal);
 
@@ -122,7 +122,10 @@ my @values = (
     [   'numeric', "('{1,1.0,1.00,NaN,-0.001,1e20}'::numeric[])[# % 6 + 1]",
         [ 'int4', '#' ], [ 'float8', '#::float8 / 7' ], [ 'numeric(8,1)', '#::numeric(8,1)' ],
     ],
-    [ 'numeric(10,2)', '#::numeric(10,2)', [ 'numeric', '# * 1.005', '1e9' ], [ 'float8', '#::float8 / 7', '1e9::float8' ] ],
+    [   'numeric(10,2)', '#::numeric(10,2)',
+        [ 'numeric', '# * 1.005', '1e9' ],
+        [ 'float8', '#::float8 / 7', '1e9::float8' ],
+    ],
     [   'text', "'text ' || #",
         [ 'varchar(20)', "'varchar ' || #" ],
         [ 'int4', '#' ],
@@ -131,8 +134,14 @@ my @values = (
         [ 'bool', '# % 2 = 0' ],
         [ 'timestamp', "timestamp '2020-01-01' + # * interval '1 hour'" ],
     ],
-    [ 'varchar(6)', "'v' || #", [ 'text', "'v' || #", "'far too long'" ], [ 'text', "'v' || # || '      '" ] ],
-    [ 'char(4)', "('c' || #)::char(4)", [ 'text', "'c' || # || '    '", "'far too long'" ], [ 'char(6)', "('c' || #)::char(6)" ] ],
+    [   'varchar(6)', "'v' || #",
+        [ 'text', "'v' || #", "'far too long'" ],
+        [ 'text', "'v' || # || '      '" ],
+    ],
+    [   'char(4)', "('c' || #)::char(4)",
+        [ 'text', "'c' || # || '    '", "'far too long'" ],
+        [ 'char(6)', "('c' || #)::char(6)" ],
+    ],
     [ 'bytea', 'decode(md5(#::text), \'hex\')' ],
     [   'jsonb', q{jsonb_build_object('a', #, 'b', ARRAY[#, 2])},
         [ 'json', q{('{"b": ' || # || ', "a":  1.0}')::json} ],
@@ -142,19 +151,33 @@ my @values = (
         [ 'int8[]', 'ARRAY[#, 1]::int8[]', 'ARRAY[3000000000]' ], [ 'int2[]', 'ARRAY[#]::int2[]' ],
     ],
     [ 'text[]', q{ARRAY['a', NULL, 'b' || #]} ],
-    [ 'varchar(4)[]', q{ARRAY['a' || #]::varchar(4)[]}, [ 'text[]', q{ARRAY['b' || #]}, q{ARRAY['too long']} ] ],
+    [   'varchar(4)[]', q{ARRAY['a' || #]::varchar(4)[]},
+        [ 'text[]', q{ARRAY['b' || #]}, q{ARRAY['too long']} ],
+    ],
     [ 'd.comp', q{ROW(#, 'c' || #, ('{1.0,1.00}'::numeric[])[# % 2 + 1])::d.comp} ],
     [ 'd.comp[]', q{ARRAY[ROW(#, NULL, 1.0), ROW(1, 'x', # / 2)]::d.comp[]} ],
-    [ 'd.comp_domain', q{ROW(#, NULL, NULL)::d.comp}, [ 'd.comp', q{ROW(#, NULL, 1)::d.comp}, 'ROW(100, NULL, 1)::d.comp' ] ],
+    [   'd.comp_domain', q{ROW(#, NULL, NULL)::d.comp},
+        [ 'd.comp', q{ROW(#, NULL, 1)::d.comp}, 'ROW(100, NULL, 1)::d.comp' ],
+    ],
     [ 'int4range', 'int4range(#, # + 5)' ],
     [ 'numrange', "numrange(#, # + ('{5.0,5.00}'::numeric[])[# % 2 + 1])" ],
     [ 'int4multirange', 'int4multirange(int4range(#, # + 5), int4range(# + 9, NULL))' ],
     [ 'd.small', '#', [ 'int4', '#', '100' ], [ 'int8', '#::int8', '100::int8' ] ],
-    [ 'd.word', "'w' || #", [ 'text', "'w' || #", "'far too long'" ], [ 'varchar(9)', "'w' || #", "'far too l'::varchar(9)" ] ],
+    [   'd.word', "'w' || #",
+        [ 'text', "'w' || #", "'far too long'" ],
+        [ 'varchar(9)', "'w' || #", "'far too l'::varchar(9)" ],
+    ],
     [ 'bool', '# % 2 = 0' ],
-    [ 'date', "date '2020-01-01' + #", [ 'timestamp', "timestamp '2020-01-01 13:00' + # * interval '1 day'" ] ],
-    [ 'timestamp(0)', "timestamp '2020-01-01' + # * interval '1 s'", [ 'timestamp', "timestamp '2020-01-01' + # * interval '700 ms'" ], [ 'date', "date '2020-01-01' + #" ] ],
-    [ 'timestamptz', "timestamptz '2020-01-01 UTC' + # * interval '1 s'", [ 'timestamp', "timestamp '2020-01-01' + # * interval '1 s'" ] ],
+    [   'date', "date '2020-01-01' + #",
+        [ 'timestamp', "timestamp '2020-01-01 13:00' + # * interval '1 day'" ],
+    ],
+    [   'timestamp(0)', "timestamp '2020-01-01' + # * interval '1 s'",
+        [ 'timestamp', "timestamp '2020-01-01' + # * interval '700 ms'" ],
+        [ 'date', "date '2020-01-01' + #" ],
+    ],
+    [   'timestamptz', "timestamptz '2020-01-01 UTC' + # * interval '1 s'",
+        [ 'timestamp', "timestamp '2020-01-01' + # * interval '1 s'" ],
+    ],
     [ 'time', "time '00:00' + # * interval '1 min'" ],
     [ 'interval', "('{1 day,24 hours,1 mon,30 days}'::interval[])[# % 4 + 1]" ],
     [ 'uuid', "md5('value' || #)::uuid" ],
@@ -169,7 +192,6 @@ my @values = (
     [ 'money', '#::money', [ 'numeric', '# + 0.5' ] ],
     [ 'oid', '#::oid', [ 'int8', '#::int8', '(-1)::int8' ] ],
     [ 'pg_lsn', "'0/0'::pg_lsn + #" ],
-    [ 'xml', "('<a>' || # || '</a>')::xml" ],
 );
 
 # Values that are compressed, stored out of line, or both.
@@ -186,18 +208,46 @@ my @big_values = (
 # Types of keys that the native engine serves, in the same way; the last entry
 # is how many different values there are, if they are few.
 my @keys = (
-    { type => 'int4', expr => '# * 37 - 1000', staged => [ [ 'int8', '(# * 37 - 1000)::int8', '3000000000' ], [ 'numeric', '# * 37 - 1000 + 0.2' ]] },
+    {   type => 'int4', expr => '# * 37 - 1000',
+        staged => [
+            [ 'int8', '(# * 37 - 1000)::int8', '3000000000' ],
+            [ 'numeric', '# * 37 - 1000 + 0.2' ],
+        ],
+    },
     { type => 'int4', expr => '#', staged => [ [ 'int8', '#::int8' ] ] },
     { type => 'int2', expr => '(# - 50)::int2', staged => [ [ 'int4', '# - 50', '40000' ] ] },
     { type => 'int8', expr => '# * 10000000019', staged => [ [ 'int4', '#' ] ] },
     { type => 'uuid', expr => "md5('key' || #)::uuid" },
-    { type => 'text COLLATE "C"', expr => "('{a,B,é,Z,_}'::text[])[# % 5 + 1] || #", staged => [ [ 'varchar(40)', "'k' || #" ], [ 'int4', '#' ] ] },
+    {   type => 'text COLLATE "C"', expr => "('{a,B,é,Z,_}'::text[])[# % 5 + 1] || #",
+        staged => [
+            [ 'varchar(40)', "'k' || #" ],
+            [ 'int4', '#' ],
+        ],
+    },
     { type => 'text', expr => "CASE # WHEN 0 THEN '' ELSE ('{a,B,é,Z,_}'::text[])[# % 5 + 1] || # END" },
-    { type => 'varchar(8)', expr => "'v' || #", staged => [ [ 'text', "'v' || #", "'far too long'" ], [ 'text', "'v' || # || '       '" ] ] },
-    { type => 'char(6)', expr => "('c' || #)::char(6)", staged => [ [ 'text', "'c' || #", "'far too long'" ], [ 'char(8)', "('c' || #)::char(8)" ] ] },
-    { type => 'date', expr => "date '2000-01-01' + #", staged => [ [ 'timestamp', "timestamp '2000-01-01' + # * interval '1 day' + random() * interval '5 hours'" ] ] },
+    {   type => 'varchar(8)', expr => "'v' || #",
+        staged => [
+            [ 'text', "'v' || #", "'far too long'" ],
+            [ 'text', "'v' || # || '       '" ],
+        ],
+    },
+    {   type => 'char(6)', expr => "('c' || #)::char(6)",
+        staged => [
+            [ 'text', "'c' || #", "'far too long'" ],
+            [ 'char(8)', "('c' || #)::char(8)" ],
+        ],
+    },
+    {   type => 'date', expr => "date '2000-01-01' + #",
+        staged => [
+            [ 'timestamp', "timestamp '2000-01-01' + # * interval '1 day' + random() * interval '5 hours'" ],
+        ],
+    },
     { type => 'timestamptz', expr => "timestamptz '2020-01-01 UTC' + # * interval '1 min'" },
-    { type => 'timestamp', expr => "timestamp '2020-01-01' + # * interval '1 min'", staged => [ [ 'date', "date '2020-01-01' + #" ] ] },
+    {   type => 'timestamp', expr => "timestamp '2020-01-01' + # * interval '1 min'",
+        staged => [
+            [ 'date', "date '2020-01-01' + #" ],
+        ],
+    },
     { type => 'bytea', expr => "decode(md5(#::text), 'hex')" },
     { type => 'd.mood', expr => '(enum_range(NULL::d.mood))[# % 5 + 1]', limit => 5 },
     { type => 'bool', expr => '# % 2 = 0', limit => 2 },
@@ -211,7 +261,9 @@ my @versions = (
     [ 'int4', '#' ],
     [ 'int8', '#::int8', [ 'int4', '#' ] ],
     [ 'timestamptz', "timestamptz '2020-01-01 UTC' + # * interval '1 h'" ],
-    [ 'date', "date '2020-01-01' + #", [ 'timestamp', "timestamp '2020-01-01 13:00' + # * interval '1 day'" ] ],
+    [   'date', "date '2020-01-01' + #",
+        [ 'timestamp', "timestamp '2020-01-01 13:00' + # * interval '1 day'" ],
+    ],
     [ 'numeric', "#::numeric / 2" ],
     [ 'numeric(6,1)', '#', [ 'numeric', '# / 20.0' ] ],
     [ 'text COLLATE "C"', "'v' || #" ],
@@ -221,7 +273,9 @@ my @versions = (
 my @endless = (
     [ 'float8', "('{NaN,-0,0,1.5,Infinity,-Infinity}'::float8[])[# % 6 + 1]" ],
     [ 'numeric', "('{1,1.0,NaN,Infinity,-Infinity,1.00}'::numeric[])[# % 6 + 1]" ],
-    [ 'timestamptz', "('{infinity,-infinity,2020-01-01 UTC,2020-01-01 00:00:00.1 UTC,2021-01-01 UTC}'::timestamptz[])[# % 5 + 1]" ],
+    [   'timestamptz',
+        "('{infinity,-infinity,2020-01-01 UTC,2020-01-01 00:00:00.1 UTC,2021-01-01 UTC}'::timestamptz[])[# % 5 + 1]",
+    ],
 );
 
 sub pick
@@ -314,7 +368,12 @@ sub make_shape
         $shape{space} = $key->{limit} if $nkeys == 1;
         $add->(
             stage_as(
-                { name => chance(0.1) ? "Key $i" : "k$i", role => 'key', type => $key->{type}, expr => $key->{expr}, number => $digit },
+                {   name => chance(0.1) ? "Key $i" : "k$i",
+                    role => 'key',
+                    type => $key->{type},
+                    expr => $key->{expr},
+                    number => $digit,
+                },
                 @{ $key->{staged} // [] }));
         $product *= $modulus;
     }
@@ -327,14 +386,16 @@ sub make_shape
     for my $i (1 .. pick(0, 1, 1, 2, 3, 4))
     {
         my ($type, $expr, @staged) = @{ $big && chance(0.6) ? pick(@big_values) : pick(@values) };
-        my $column = stage_as({ name => chance(0.1) ? "V $i" : "v$i", role => 'value', type => $type, expr => $expr }, @staged);
+        my $name = chance(0.1) ? "V $i" : "v$i";
+        my $column = stage_as({ name => $name, role => 'value', type => $type, expr => $expr }, @staged);
 
         $column->{constraint} = 'NOT NULL' if chance(0.15);
         # Staging can lack it.
         if (chance(0.1))
         {
             delete $column->{staged};
-            $column->{constraint} = 'DEFAULT ' . with_number($expr, '3') if chance(0.6) || ($column->{constraint} // '') eq 'NOT NULL';
+            $column->{constraint} = 'DEFAULT ' . with_number($expr, '3')
+              if chance(0.6) || ($column->{constraint} // '') eq 'NOT NULL';
             $features->{'lacking column'} = 1;
         }
         $features->{"value $type"} = 1;
@@ -349,10 +410,13 @@ sub make_shape
             $add->(stage_as({ name => "ver$i", role => 'version', type => $type, expr => $expr }, @staged));
         }
     }
-    $add->(stage_as({ name => 'loaded', role => 'audit', type => pick('text', 'int4'), expr => '#' })) if $want->('audit', 0.2);
+    $add->(stage_as({ name => 'loaded', role => 'audit', type => pick('text', 'int4'), expr => '#' }))
+      if $want->('audit', 0.2);
 
     # Columns that indexes, constraints and triggers are about.
-    $add->(stage_as({ name => 'n', role => 'value', type => 'int4', expr => '#', constraint => $want->('check', 0.3) ? 'CHECK (n < 100)' : '' },
+    my $check = $want->('check', 0.3) ? 'CHECK (n < 100)' : '';
+    $add->(
+        stage_as({ name => 'n', role => 'value', type => 'int4', expr => '#', constraint => $check },
             [ 'int8', '#::int8', '100::int8' ]));
     $add->(stage_as({ name => 's', role => 'value', type => 'text', expr => "'S' || #" })) if chance(0.6);
     if ($want->('other unique index', 0.15))
@@ -362,14 +426,18 @@ sub make_shape
     if ($want->('foreign key', 0.15))
     {
         my $deferred = pick('', '', ' DEFERRABLE INITIALLY DEFERRED');
-        $add->(stage_as({ name => 'f', role => 'value', type => 'int4', expr => '#', constraint => "REFERENCES d.parent$deferred" },
+        my $constraint = "REFERENCES d.parent$deferred";
+        $add->(
+            stage_as({ name => 'f', role => 'value', type => 'int4', expr => '#', constraint => $constraint },
                 [ 'int4', '#', '1000' ]));
     }
-    $add->({ name => 'g', role => 'generated', type => 'int4', constraint => 'GENERATED ALWAYS AS (n * 2) STORED' }) if $want->('generated', 0.2);
+    $add->({ name => 'g', role => 'generated', type => 'int4', constraint => 'GENERATED ALWAYS AS (n * 2) STORED' })
+      if $want->('generated', 0.2);
     if ($want->('sequence', 0.15))
     {
-        $add->({ name => 'seq', role => 'sequence', type => 'int8', constraint =>
-                  pick('GENERATED ALWAYS AS IDENTITY', 'GENERATED BY DEFAULT AS IDENTITY', q{DEFAULT nextval('d.seq')}) });
+        my $constraint = pick('GENERATED ALWAYS AS IDENTITY', 'GENERATED BY DEFAULT AS IDENTITY',
+            q{DEFAULT nextval('d.seq')});
+        $add->({ name => 'seq', role => 'sequence', type => 'int8', constraint => $constraint });
     }
     @{ $shape{columns} } = shuffle(@{ $shape{columns} });
 
@@ -425,7 +493,8 @@ sub make_shape
     $shape{fillfactor} = pick(100, 100, 70, 20);
 
     # Staging.
-    $shape{kind} = pick(('table') x 5, 'temp', 'temp', 'unlogged', 'view', 'view', 'partitioned', 'inheritance', 'matview');
+    $shape{kind} = pick(('table') x 5, 'temp', 'temp', 'unlogged', 'view', 'view', 'partitioned',
+        'inheritance', 'matview');
     $features->{"staging $shape{kind}"} = 1;
     if ($features->{'column added with default'})
     {
@@ -471,7 +540,10 @@ sub fill
             my $other = $column->{role} eq 'unique' ? 'floor(random() * 20)::int' : 'floor(random() * 6)::int';
 
             # The key's number for most of a unique column's values.
-            my $spread = $column->{role} eq 'unique' ? min($how{spread}, $how{unique} // 0) : $column->{role} eq 'version' ? $how{version_spread} : $how{spread};
+            my $spread =
+                $column->{role} eq 'unique' ? min($how{spread}, $how{unique} // 0)
+              : $column->{role} eq 'version' ? $how{version_spread}
+              :                                $how{spread};
             push @numbers, "CASE WHEN random() < $spread THEN $other ELSE $base END AS v$i";
             $expr = with_number($form->{expr}, "v$i");
             my $nulls = ($column->{constraint} // '') =~ /NOT NULL/ ? $how{bad_nulls} // 0 : $how{nulls};
@@ -526,8 +598,10 @@ sub shape_script
     }
     push @script, 'SET d.batch = 0;', 'SELECT setseed(' . sprintf('%.6f', rand()) . ') \g /dev/null';
     push @script,
-      fill('a.t', 0, \@given, "SELECT k FROM generate_series(0, $shape->{space} - 1) AS k ORDER BY random() LIMIT $shape->{rows}",
-        spread => 0.1, version_spread => 0.3, nulls => 0.05, key_nulls => $shape->{nulls} ? 0.02 : 0, conflict => "\n  ON CONFLICT DO NOTHING");
+      fill('a.t', 0, \@given,
+        "SELECT k FROM generate_series(0, $shape->{space} - 1) AS k ORDER BY random() LIMIT $shape->{rows}",
+        spread => 0.1, version_spread => 0.3, nulls => 0.05, key_nulls => $shape->{nulls} ? 0.02 : 0,
+        conflict => "\n  ON CONFLICT DO NOTHING");
     my $names = idents(map { $_->{name} } grep { $_->{role} ne 'generated' } @columns);
     push @script, "INSERT INTO b.t ($names) OVERRIDING SYSTEM VALUE SELECT $names FROM a.t;";
     foreach my $late (@late)
@@ -543,7 +617,6 @@ sub shape_script
     splice @staged, int(rand(@staged + 1)), 0, 'gone text' if $gone;
     my $definition = '(' . join(', ', @staged) . ')';
     my $kind = $shape->{kind};
-    my $names_s = idents(map { s/ .*//r } map { $_->{name} } @{ $shape->{staged} });
 
     $shape->{staging} = 'st.s';
     $shape->{base} = 'st.s';
@@ -565,7 +638,6 @@ sub shape_script
     }
     elsif ($kind eq 'inheritance')
     {
-        $shape->{spill} = 'st.child';
         push @script, "CREATE TABLE st.s $definition;";
     }
     elsif ($kind eq 'view' || $kind eq 'matview')
@@ -607,8 +679,11 @@ sub random_options
         $options{exclude_cols} = array_literal(grep { chance(0.5) } @others);
     }
     $options{mode} = pick(q{'insert'}, q{'update'}) if chance(0.2);
-    $options{on_duplicate} = pick(q{'any'}, q{'any'}, q{'any'}, q{'error'}, $options{version_cols} ? q{'latest'} : q{'any'}) if chance(0.5);
-    $options{on_stale} = pick(q{'error'}, q{'apply'}, q{'apply'}, q{'apply'}) if $options{version_cols} && chance(0.3);
+    $options{on_duplicate} =
+      pick(q{'any'}, q{'any'}, q{'any'}, q{'error'}, $options{version_cols} ? q{'latest'} : q{'any'})
+      if chance(0.5);
+    $options{on_stale} = pick(q{'error'}, q{'apply'}, q{'apply'}, q{'apply'})
+      if $options{version_cols} && chance(0.3);
     $options{on_schema_change} = pick(q{'ignore'}, q{'ignore'}, q{'add_columns'}) if $shape->{extra} && chance(0.9);
     $options{exclusive} = 'true' if chance(0.1);
     $options{metadata} = q{'{"a": 1}'} if chance(0.05);
@@ -624,7 +699,9 @@ sub interference
     my @kinds = (
         "UPDATE %s.t SET n = n + 1 WHERE $some;",
         "DELETE FROM %s.t WHERE $some;",
-        "SELECT count(*) FROM (SELECT FROM %s.t WHERE $some " . pick('FOR UPDATE', 'FOR KEY SHARE', 'FOR SHARE') . ') AS locked \g /dev/null',
+        "SELECT count(*) FROM (SELECT FROM %s.t WHERE $some "
+          . pick('FOR UPDATE', 'FOR KEY SHARE', 'FOR SHARE')
+          . ') AS locked \g /dev/null',
         "UPDATE %s.t SET n = n WHERE $some;",
     );
     push @kinds,
@@ -633,7 +710,9 @@ sub interference
       "SAVEPOINT s; UPDATE %s.t SET n = n - 1 WHERE $some; RELEASE s;",
       "DELETE FROM %s.t WHERE $some;"
       if $within;
-    push @kinds, 'VACUUM %s.t;', 'ANALYZE %s.t;', 'CLUSTER %s.t USING ' . ($shape->{primary} ? 't_pkey' : 'key') . ';', 'TRUNCATE %s.t;' if !$within;
+    push @kinds, 'VACUUM %s.t;', 'ANALYZE %s.t;', 'TRUNCATE %s.t;',
+      'CLUSTER %s.t USING ' . ($shape->{primary} ? 't_pkey' : 'key') . ';'
+      if !$within;
     return pick(@kinds);
 }
 
@@ -680,8 +759,11 @@ sub batch_script
         $how{key_nulls} = chance($shape->{nulls} ? 0.5 : 0.03) ? 0.05 : 0;
         push @script, 'SELECT setseed(' . sprintf('%.6f', rand()) . ') \g /dev/null', "TRUNCATE $shape->{base};";
         push @script, fill($shape->{base}, 1, $shape->{staged}, $from, %how);
-        push @script, "WITH moved AS (DELETE FROM ONLY st.s WHERE random() < 0.5 RETURNING *) INSERT INTO st.child SELECT * FROM moved;" if $shape->{spill};
-        push @script, "INSERT INTO $shape->{base} SELECT * FROM $shape->{base} WHERE random() < 0.3;" if $duplicates eq 'same';
+        push @script, 'WITH moved AS (DELETE FROM ONLY st.s WHERE random() < 0.5 RETURNING *)'
+          . ' INSERT INTO st.child SELECT * FROM moved;'
+          if $shape->{kind} eq 'inheritance';
+        push @script, "INSERT INTO $shape->{base} SELECT * FROM $shape->{base} WHERE random() < 0.3;"
+          if $duplicates eq 'same';
         push @script, "ANALYZE $shape->{base};" if chance(0.1);
 
         # Values that rows do not have, because the column came later.
@@ -736,7 +818,8 @@ sub batch_script
           . " WHERE target = '$schema.t'::regclass AND xid >= :'since'::xid8 ORDER BY pipeline, batch_id;",
           "SELECT 'audit', action, entry - '{target,target_type,engine,applied_at,elapsed,xid}'::text[]"
           . " FROM idem_audit AS x WHERE x.xmin::text::bigint >= :'since'::bigint ORDER BY 3;",
-          "SELECT 'log', count(*), md5(string_agg(entry, ' ' ORDER BY entry COLLATE \"C\")) FROM d.log WHERE target = '$schema' AND batch = $batch;";
+          "SELECT 'log', count(*), md5(string_agg(entry, ' ' ORDER BY entry COLLATE \"C\"))"
+          . " FROM d.log WHERE target = '$schema' AND batch = $batch;";
     }
     $shape->{last} = { options => \%options };
     $$expected{"$shape->{number} $batch"} = {
