@@ -824,7 +824,7 @@ sub batch_script
     $shape->{last} = { options => \%options };
     $$expected{"$shape->{number} $batch"} = {
         clean => !$within && !$dry,
-        work_mem => $work_mem,
+        exclusive => defined $options{exclusive},
         shape => $shape,
     };
     return join("\n", @script) . "\n";
