@@ -36,10 +36,7 @@ CREATE TABLE @extschema@.idem_ledger (
     turn                 integer,
     options              jsonb NOT NULL DEFAULT '{}',
     metadata             jsonb,
-    CONSTRAINT idem_ledger_pkey PRIMARY KEY (target, pipeline, batch_id, claimed_by),
-    CONSTRAINT idem_ledger_operation_check CHECK (operation OPERATOR(pg_catalog.=) 'merge' OR operation OPERATOR(pg_catalog.=) 'claim'),
-    CONSTRAINT idem_ledger_pipeline_check CHECK (pg_catalog.octet_length(pipeline) OPERATOR(pg_catalog.<=) 255),
-    CONSTRAINT idem_ledger_batch_id_check CHECK (pg_catalog.octet_length(batch_id) OPERATOR(pg_catalog.<=) 255)
+    CONSTRAINT idem_ledger_pkey PRIMARY KEY (target, pipeline, batch_id, claimed_by)
 ) WITH (fillfactor = 80);
 
 -- Only merges above READ COMMITTED ask for "what was committed since my

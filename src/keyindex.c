@@ -145,13 +145,6 @@ idem_keyindex_find(IdemMergeInfo *info, Relation target, List *attnums)
 	ListCell   *lc;
 
 	initStringInfo(&rejected);
-	foreach(lc, attnums)
-	{
-		Oid			type = TupleDescAttr(RelationGetDescr(target), lfirst_int(lc) - 1)->atttypid;
-
-		if (!OidIsValid(GetDefaultOpClass(type, BTREE_AM_OID)))
-			unindexable = type;
-	}
 	foreach(lc, indexes)
 	{
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
@@ -203,6 +196,14 @@ idem_keyindex_find(IdemMergeInfo *info, Relation target, List *attnums)
 				 errdetail("It has no notion of one row that is equal to a staged one."),
 				 errhint("Create a unique index on columns that identify a row.")));
 	if (!OidIsValid(chosen))
+	{
+		foreach(lc, attnums)
+		{
+			Oid			type = TupleDescAttr(RelationGetDescr(target), lfirst_int(lc) - 1)->atttypid;
+
+			if (!OidIsValid(GetDefaultOpClass(type, BTREE_AM_OID)))
+				unindexable = type;
+		}
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
 				 errmsg("there is no unique index on the key (%s) of target \"%s\"",
@@ -213,6 +214,7 @@ idem_keyindex_find(IdemMergeInfo *info, Relation target, List *attnums)
 						 format_type_be(unindexable)) :
 				 errhint("Run: CREATE UNIQUE INDEX ON %s (%s);", info->target_name,
 						 key_column_names(target, attnums))));
+	}
 	else
 	{
 		Relation	index = index_open(chosen, AccessShareLock);
