@@ -65,7 +65,7 @@ COMMENT ON COLUMN @extschema@.idem_ledger.rows_deleted IS 'rows deleted from the
 COMMENT ON COLUMN @extschema@.idem_ledger.rows_unchanged IS 'staged rows that the target already had';
 COMMENT ON COLUMN @extschema@.idem_ledger.rows_stale IS 'staged rows older than the stored ones, by the version columns';
 COMMENT ON COLUMN @extschema@.idem_ledger.rows_skipped IS 'staged rows left out by the mode, or by a BEFORE trigger that returned NULL';
-COMMENT ON COLUMN @extschema@.idem_ledger.engine IS 'engine that applied the batch: sql';
+COMMENT ON COLUMN @extschema@.idem_ledger.engine IS 'engine that applied the batch: native or sql';
 COMMENT ON COLUMN @extschema@.idem_ledger.applied_at IS 'when the batch was applied: the clock at the end of the merge';
 COMMENT ON COLUMN @extschema@.idem_ledger.elapsed IS 'how long the call took, waiting included';
 COMMENT ON COLUMN @extschema@.idem_ledger.role IS 'role that applied the batch';
@@ -154,7 +154,7 @@ COMMENT ON COLUMN @extschema@.idem_batches.rows_unchanged IS 'staged rows that t
 COMMENT ON COLUMN @extschema@.idem_batches.rows_stale IS 'staged rows older than the stored ones, by the version columns';
 COMMENT ON COLUMN @extschema@.idem_batches.rows_skipped IS 'staged rows left out by the mode, or by a BEFORE trigger that returned NULL';
 COMMENT ON COLUMN @extschema@.idem_batches.fingerprint IS '128-bit hash of the set of distinct staged rows, in hex; for a claim, what the caller gave';
-COMMENT ON COLUMN @extschema@.idem_batches.engine IS 'engine that applied the batch: sql';
+COMMENT ON COLUMN @extschema@.idem_batches.engine IS 'engine that applied the batch: native or sql';
 COMMENT ON COLUMN @extschema@.idem_batches.applied_at IS 'when the batch was applied';
 COMMENT ON COLUMN @extschema@.idem_batches.elapsed IS 'how long the call took, waiting included';
 COMMENT ON COLUMN @extschema@.idem_batches.role IS 'role that applied the batch';
@@ -227,7 +227,7 @@ on_schema_change: staged columns that the target lacks: error (default), ignore 
 on_replay: skip (default: return the recorded result), error (II002) or reapply.
 on_mismatch: known batch_id with other content, key or options: error (default, II001), skip (staging is not read) or apply.
 nowait: true: 55P03 instead of waiting for the same batch in another session; default false.
-exclusive: true: an ACCESS EXCLUSIVE lock on the target is allowed; no effect in this version; default false.
+exclusive: true: an ACCESS EXCLUSIVE lock on the target is allowed, which only its owner may have: an empty target is filled before its indexes are built; default false.
 dry_run: true: exact counts, nothing written or claimed, and no lock but ACCESS SHARE; works on a standby; default false.
 metadata: kept in the ledger, for example a file name or offsets. Default NULL.
 Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others.
