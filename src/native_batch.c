@@ -31,7 +31,11 @@
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
 #define SORT_MEMORY		((Size) 16 * 1024 * 1024)
-#define MATCHED			(UINT64CONST(1) << 63)
+
+/* Bits of an entry's reference. */
+#define MATCHED			(UINT64CONST(1) << 63)	/* by a stored row */
+#define TIED			(UINT64CONST(1) << 62)	/* other rows of its version
+												 * differ */
 
 /* The receiver of staged rows. */
 typedef struct BatchReceiver
@@ -71,6 +75,7 @@ struct IdemBatch
 	uint64		nused;
 	IdemBatchEntry pending[MAX_PENDING];	/* not looked up yet */
 	int			npending;
+	int64		ties;			/* entries that are tied */
 
 	/* rows that do not fit */
 	Tuplesortstate *sort;		/* by key; NULL as long as all fit */
@@ -147,28 +152,41 @@ has_greater_image(const IdemBatch *batch, const IdemRow *a, const IdemRow *b, bo
 	return order != 0 ? order > 0 : image_a.len > image_b.len;
 }
 
-/* Of two rows of one key, does the new one stay? */
+/*
+ * Of two rows of one key, does the new one stay? tied says whether the one that
+ * stays contradicts another row of the same version; a greater version settles
+ * that.
+ */
 static bool
-new_row_wins(IdemBatch *batch, const IdemRow *old, const IdemRow *new)
+new_row_wins(IdemBatch *batch, const IdemRow *old, const IdemRow *new, bool *tied)
 {
-	const IdemMergeInfo *info = batch->info;
-	bool		any = info->on_duplicate == IDEM_DUPLICATE_ANY;
+	IdemOnDuplicate rule = batch->info->on_duplicate;
 
-	if (info->on_duplicate != IDEM_DUPLICATE_ERROR)
+	if (rule != IDEM_DUPLICATE_ERROR)
 	{
 		int			order = idem_rowcmp_versions(batch->comparer, new->values, new->nulls,
 												 old->values, old->nulls);
 
+		if (order > 0)
+			*tied = false;
 		if (order != 0)
 			return order > 0;
 	}
-	if (!any && !idem_rowcmp_same_content(batch->comparer, new->values, new->nulls,
-										  old->values, old->nulls))
+	if (rule != IDEM_DUPLICATE_ANY &&
+		!idem_rowcmp_same_content(batch->comparer, new->values, new->nulls,
+								  old->values, old->nulls))
 	{
-		batch->refusal = "staging has different rows for one key";
+		*tied = true;
 		return false;
 	}
-	return has_greater_image(batch, new, old, !any);
+	return has_greater_image(batch, new, old, rule != IDEM_DUPLICATE_ANY);
+}
+
+/* Leave it to the sql engine to say which keys have different rows. */
+static void
+refuse_ties(IdemBatch *batch)
+{
+	batch->refusal = "staging has different rows for one key";
 }
 
 static inline IdemBatchEntry *
@@ -257,7 +275,7 @@ begin_sort(IdemBatch *batch)
 		CHECK_FOR_INTERRUPTS();
 		if (batch->slots[i].ref == 0)
 			continue;
-		idem_store_load(batch->store, batch->slots[i].ref, batch->old_row);
+		idem_store_load(batch->store, idem_batch_ref(&batch->slots[i]), batch->old_row);
 		sort_row(batch, batch->old_row);
 	}
 	for (int i = 0; i < batch->npending; i++)
@@ -266,6 +284,9 @@ begin_sort(IdemBatch *batch)
 		sort_row(batch, batch->old_row);
 	}
 	batch->npending = 0;
+	/* The rows that contradict these are not there any more. */
+	if (batch->ties > 0)
+		refuse_ties(batch);
 	pfree(batch->slots);
 	batch->slots = NULL;
 	ExecClearTuple(batch->old_row->slot);
@@ -282,6 +303,8 @@ flush_pending(IdemBatch *batch)
 		IdemBatchEntry entry = batch->pending[i];
 		IdemBatchEntry *slot;
 		bool		loaded = false;
+		bool		was_tied;
+		bool		tied;
 
 		if (batch->nused >= batch->nslots / 4 * 3 && !grow(batch))
 		{
@@ -298,7 +321,7 @@ flush_pending(IdemBatch *batch)
 			if (!loaded)
 				idem_store_load(batch->store, entry.ref, batch->new_row);
 			loaded = true;
-			idem_store_load(batch->store, slot->ref, batch->old_row);
+			idem_store_load(batch->store, idem_batch_ref(slot), batch->old_row);
 			if (same_key(batch, batch->old_row, batch->new_row))
 				break;
 		}
@@ -309,8 +332,14 @@ flush_pending(IdemBatch *batch)
 			continue;
 		}
 		batch->counts.duplicate++;
-		if (new_row_wins(batch, batch->old_row, batch->new_row))
+		was_tied = tied = (slot->ref & TIED) != 0;
+		if (new_row_wins(batch, batch->old_row, batch->new_row, &tied))
 			slot->ref = entry.ref;
+		slot->ref = tied ? slot->ref | TIED : slot->ref & ~TIED;
+		batch->ties += (int) tied - (int) was_tied;
+		/* Without versions nothing can settle it. */
+		if (tied && batch->info->nversions == 0)
+			refuse_ties(batch);
 	}
 	batch->npending = 0;
 }
@@ -348,19 +377,25 @@ swap_sorted(IdemBatch *batch)
 IdemRow *
 idem_batch_next_sorted(IdemBatch *batch)
 {
+	bool		tied;
+
 	if (!batch->has_next)
 		return NULL;
 	swap_sorted(batch);
 	fetch_sorted(batch);
+	tied = false;
 	while (batch->has_next && same_key(batch, batch->sorted[0], batch->sorted[1]))
 	{
 		CHECK_FOR_INTERRUPTS();
 		batch->counts.duplicate++;
-		if (new_row_wins(batch, batch->sorted[0], batch->sorted[1]))
+		if (new_row_wins(batch, batch->sorted[0], batch->sorted[1], &tied))
 			swap_sorted(batch);
-		if (batch->refusal)
-			return NULL;
 		fetch_sorted(batch);
+	}
+	if (tied)
+	{
+		refuse_ties(batch);
+		return NULL;
 	}
 	return batch->sorted[0];
 }
@@ -549,6 +584,8 @@ idem_batch_read(IdemBatch *batch, IdemSource *source)
 		idem_source_read(source, columns, &receiver.pub);
 	if (batch->refusal == NULL)
 		flush_pending(batch);
+	if (batch->ties > 0)
+		refuse_ties(batch);
 	if (batch->refusal || batch->sort == NULL)
 		return;
 	tuplesort_performsort(batch->sort);
@@ -657,7 +694,7 @@ idem_batch_set_matched(IdemBatchEntry *entry)
 IdemRowRef
 idem_batch_ref(const IdemBatchEntry *entry)
 {
-	return entry->ref & ~MATCHED;
+	return entry->ref & ~(MATCHED | TIED);
 }
 
 static int

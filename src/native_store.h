@@ -14,7 +14,7 @@
 
 typedef struct IdemStore IdemStore;
 
-/* Where a row is kept; never 0, and the highest bit is free. */
+/* Where a row is kept; never 0, and the two highest bits are free. */
 typedef uint64 IdemRowRef;
 
 /* So many rows are worth looking ahead. */
