@@ -609,7 +609,7 @@ FROM unnest(ARRAY['n = 1.00', 'f = ''-0''', $$ j = '{"a": 1}' $$, $$ jb = '{"a":
     outcome('sql', $$ 'i_s', 'i', '{k}', 'b' $$, 'UPDATE i_s SET ' || change) p;
 
 -- A composite key of several kinds, hashed and sorted.
-CREATE TABLE ck (d date, region text COLLATE "C", code char(4), u uuid, v int, PRIMARY KEY (region, d, u, code));
+CREATE TABLE ck (d date, region text COLLATE "C", code varchar(4), u uuid, v int, PRIMARY KEY (region, d, u, code));
 CREATE TABLE ck_s (LIKE ck);
 INSERT INTO ck SELECT '2026-01-01'::date + i % 7, 'r' || i % 3, i % 5, md5((i % 11)::text)::uuid, i FROM generate_series(1, 1155) i;
 INSERT INTO ck_s SELECT d, region, code, u, CASE WHEN v % 4 = 0 THEN -v ELSE v END FROM ck WHERE v % 2 = 0;

@@ -231,12 +231,6 @@ my @keys = (
             [ 'text', "'v' || # || '       '" ],
         ],
     },
-    {   type => 'char(6)', expr => "('c' || #)::char(6)",
-        staged => [
-            [ 'text', "'c' || #", "'far too long'" ],
-            [ 'char(8)', "('c' || #)::char(8)" ],
-        ],
-    },
     {   type => 'date', expr => "date '2000-01-01' + #",
         staged => [
             [ 'timestamp', "timestamp '2000-01-01' + # * interval '1 day' + random() * interval '5 hours'" ],
