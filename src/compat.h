@@ -10,6 +10,7 @@
 #define IDEM_COMPAT_H
 
 #include "access/genam.h"
+#include "access/htup_details.h"
 #include "access/tableam.h"
 #include "catalog/index.h"
 #include "catalog/namespace.h"
@@ -70,6 +71,17 @@ attribute_is_virtual_compat(Form_pg_attribute attribute)
 	return attribute->attgenerated == ATTRIBUTE_GENERATED_VIRTUAL;
 #else
 	return false;
+#endif
+}
+
+/* 18 can leave room before the tuple. */
+static inline MinimalTuple
+form_minimal_tuple_compat(TupleDesc tupdesc, Datum *values, bool *nulls)
+{
+#if PG_VERSION_NUM >= 180000
+	return heap_form_minimal_tuple(tupdesc, values, nulls, 0);
+#else
+	return heap_form_minimal_tuple(tupdesc, values, nulls);
 #endif
 }
 

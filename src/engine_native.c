@@ -112,7 +112,10 @@ is_image_equal(const IdemMergeInfo *info, const IdemKeyColumn *key)
 											 BTEQUALIMAGE_PROC);
 	Oid			base = getBaseType(column->type);
 
-	/* Trailing blanks are part of the image, whatever the operator class says. */
+	/*
+	 * Trailing blanks are part of the image, whatever the operator class
+	 * says.
+	 */
 	if (base == BPCHAROID || type_is_rowtype(base) || OidIsValid(get_element_type(base)) ||
 		type_is_range(base) || type_is_multirange(base))
 		return false;

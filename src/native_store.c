@@ -23,6 +23,7 @@
 #include "parser/parse_coerce.h"
 #include "storage/buf_internals.h"
 #include "storage/bufmgr.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -251,7 +252,7 @@ idem_store_load(IdemStore *store, IdemRowRef ref, IdemRow *row)
 static IdemRowRef
 copy_row(IdemStore *store, const IdemRow *row)
 {
-	MinimalTuple tuple = heap_form_minimal_tuple(store->copied, row->values, row->nulls);
+	MinimalTuple tuple = form_minimal_tuple_compat(store->copied, row->values, row->nulls);
 	Size		size = MAXALIGN(tuple->t_len);
 	IdemRowRef	ref;
 

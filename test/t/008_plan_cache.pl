@@ -1,5 +1,5 @@
 # Plans are kept for the rest of the session: the second merge of the same kind
-# plans nothing. They are made anew when a relation has changed or has grown a
+# plans nothing, in the sql engine. They are made anew when a relation has changed or has grown a
 # lot, and are never shared between roles. log_planner_stats, which writes a line
 # for whatever is planned, tells; auto_explain shows which plan was used, and
 # does not disturb a merge.
@@ -15,7 +15,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = make_cluster('plans', conf => 'log_statement = none');
+my $node = make_cluster('plans', conf => "log_statement = none\nidempotent_ingest.engine = sql");
 
 $node->safe_psql(
     'postgres', q{
