@@ -852,6 +852,53 @@ SET search_path = engines, public;
 SET idempotent_ingest.engine = 'native';
 SELECT engine, summary FROM idem_merge('small', 'plain', '{k}', '1');
 
+-- While it runs, the native engine is seen in pg_stat_progress_copy: here by a
+-- statement trigger, when all of staging has been read and all rows are written.
+CREATE TABLE progress (command text, type text, target regclass, read_all boolean, written bigint, not_written bigint);
+CREATE FUNCTION see() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO engines.progress SELECT command, type, relid, bytes_total > 0 AND bytes_processed = bytes_total, tuples_processed, tuples_excluded
+    FROM pg_stat_progress_copy WHERE pid = pg_backend_pid();
+    RETURN NULL;
+END $$;
+CREATE TABLE watched (k int PRIMARY KEY, v int);
+INSERT INTO watched SELECT i, i FROM generate_series(1, 5) AS i;
+CREATE TRIGGER see AFTER INSERT ON watched FOR EACH STATEMENT EXECUTE FUNCTION see();
+CREATE TABLE watched_s AS SELECT i AS k, CASE WHEN i < 3 THEN -i ELSE i END AS v FROM generate_series(1, 10) AS i;
+INSERT INTO watched_s VALUES (10, 10);
+SELECT engine, summary FROM idem_merge('watched_s', 'watched', '{k}', 'seen');
+TABLE progress;
+SELECT count(*) AS left_over FROM pg_stat_progress_copy WHERE pid = pg_backend_pid();
+
+-- Few rows, staged where nobody has analyzed them, into a large target: neither
+-- engine reads more of it than these.
+CREATE TABLE parts (k int PRIMARY KEY, v int) PARTITION BY RANGE (k);
+SELECT format('CREATE TABLE parts_%s PARTITION OF parts FOR VALUES FROM (%s) TO (%s)', i, i * 1000, (i + 1) * 1000) FROM generate_series(0, 39) AS i \gexec
+CREATE TABLE not_parted (k int PRIMARY KEY, v int);
+INSERT INTO parts SELECT i, i FROM generate_series(0, 39999) AS i;
+INSERT INTO not_parted TABLE parts;
+ANALYZE parts, not_parted;
+CREATE TEMP TABLE few (k int, v int);
+INSERT INTO few SELECT i * 700, -i FROM generate_series(1, 50) AS i;
+-- what was read before does not count
+SELECT pg_stat_force_next_flush();
+BEGIN;
+SET LOCAL idempotent_ingest.engine = auto;
+SELECT engine, summary FROM idem_merge('few', 'parts', '{k}', 'few');
+SELECT sum(seq_tup_read + idx_tup_fetch) < 500 AS few_read FROM pg_stat_xact_user_tables WHERE schemaname = 'engines' AND relname LIKE 'parts%';
+SELECT engine, summary FROM idem_merge('few', 'not_parted', '{k}', 'few');
+SELECT sum(seq_tup_read + idx_tup_fetch) < 500 AS few_read FROM pg_stat_xact_user_tables WHERE schemaname = 'engines' AND relname = 'not_parted';
+-- emptied and filled again, and made anew
+TRUNCATE few;
+INSERT INTO few SELECT i * 700, i FROM generate_series(1, 40) AS i;
+SELECT engine, summary FROM idem_merge('few', 'parts', '{k}', 'truncated');
+DROP TABLE few;
+CREATE TEMP TABLE few (k int, v int);
+INSERT INTO few SELECT i * 700, -i FROM generate_series(1, 30) AS i;
+SELECT engine, summary FROM idem_merge('few', 'parts', '{k}', 'created');
+SELECT sum(seq_tup_read + idx_tup_fetch) < 1200 AS few_read FROM pg_stat_xact_user_tables WHERE schemaname = 'engines' AND relname LIKE 'parts%';
+COMMIT;
+
 SET client_min_messages = warning;
 DROP SCHEMA engines CASCADE;
 DROP ROLE idem_e_owner, idem_e_user, idem_e_bypass;

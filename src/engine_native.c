@@ -28,10 +28,12 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "commands/progress.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "optimizer/plancat.h"
+#include "utils/backend_progress.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -45,6 +47,7 @@
 #include "native_batch.h"
 #include "native_changes.h"
 #include "native_write.h"
+#include "relcheck.h"
 #include "security.h"
 
 /*
@@ -143,6 +146,10 @@ idem_engine_native_refusal(const IdemMergeInfo *info)
 		refusal = "the target has child tables";
 	else if (target->rd_tableam != GetHeapamTableAmRoutine())
 		refusal = "the target is not a heap table";
+	else if (idem_relcheck_is_hypertable(info->target))
+		refusal = "the target is a hypertable";
+	else if (idem_relcheck_is_distributed(info->target))
+		refusal = "the target is distributed";
 	else if (target->rd_rules)
 		refusal = "the target has rules";
 	else if (triggers && (triggers->trig_insert_before_row || triggers->trig_update_before_row))
@@ -725,6 +732,33 @@ prepare(NativeRun *run)
 	run->counts = idem_batch_counts(run->batch);
 }
 
+/*
+ * Let pg_stat_progress_copy show the merge, as what it resembles most: how much
+ * of staging there is to read, and how many rows have been written.
+ */
+static void
+begin_progress(const NativeRun *run)
+{
+	static const int params[] = {PROGRESS_COPY_COMMAND, PROGRESS_COPY_TYPE,
+	PROGRESS_COPY_BYTES_TOTAL};
+	int64		values[] = {PROGRESS_COPY_COMMAND_FROM, PROGRESS_COPY_TYPE_CALLBACK,
+	idem_store_bytes(run->store)};
+
+	pgstat_progress_start_command(PROGRESS_COMMAND_COPY, run->info->target);
+	pgstat_progress_update_multi_param(lengthof(params), params, values);
+}
+
+/* All of staging has been read, and it is known which rows are not written. */
+static void
+note_classified(const NativeRun *run)
+{
+	static const int params[] = {PROGRESS_COPY_BYTES_PROCESSED, PROGRESS_COPY_TUPLES_EXCLUDED};
+	int64		values[] = {idem_store_bytes(run->store),
+	run->counts->staged - run->counts->inserted - run->counts->updated};
+
+	pgstat_progress_update_multi_param(lengthof(params), params, values);
+}
+
 /* Classify and apply, in the subtransaction. False to have it undone. */
 static bool
 attempt(void *arg)
@@ -747,12 +781,14 @@ attempt(void *arg)
 	run->batch = idem_batch_begin(run->info, run->comparer);
 	run->store = idem_batch_store(run->batch);
 	prepare(run);
+	begin_progress(run);
 	find_largest_key(run);
 	idem_batch_read(run->batch, run->source);
 	if (idem_batch_refusal(run->batch) == NULL)
 		classify(run);
 	if (idem_batch_refusal(run->batch) == NULL && !run->stale_error)
 	{
+		note_classified(run);
 		done = write_changes(run);
 		run->contention = !done;
 		if (done)
@@ -764,6 +800,7 @@ attempt(void *arg)
 	}
 	if (run->changes)
 		idem_changes_end(run->changes);
+	pgstat_progress_end_command();
 	idem_batch_free(run->batch);
 	table_close(run->target, NoLock);
 	PopActiveSnapshot();

@@ -16,6 +16,7 @@
 #include "access/tableam.h"
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
+#include "commands/progress.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -23,6 +24,7 @@
 #include "parser/parse_coerce.h"
 #include "storage/buf_internals.h"
 #include "storage/bufmgr.h"
+#include "utils/backend_progress.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -365,6 +367,13 @@ idem_store_size(const IdemStore *store)
 	return store->copied_size;
 }
 
+/* How much there is to scan; 0 if that is the executor's business. */
+int64
+idem_store_bytes(const IdemStore *store)
+{
+	return store->staging ? (int64) RelationGetNumberOfBlocks(store->staging) * BLCKSZ : 0;
+}
+
 /* What a converted row looks like. */
 TupleDesc
 idem_store_descriptor(const IdemStore *store)
@@ -391,6 +400,8 @@ idem_store_scan(IdemStore *store, IdemRow *row, bool (*take) (void *, ItemPointe
 	TupleTableSlot *slot;
 	TableScanDesc scan;
 	AttrNumber	last = 0;
+	BlockNumber block = InvalidBlockNumber;
+	int64		bytes = 0;
 	bool		more = true;
 
 	if (store->staging == NULL)
@@ -408,9 +419,14 @@ idem_store_scan(IdemStore *store, IdemRow *row, bool (*take) (void *, ItemPointe
 			row->values[i] = slot->tts_values[info->columns[i].staged_attnum - 1];
 			row->nulls[i] = slot->tts_isnull[info->columns[i].staged_attnum - 1];
 		}
-		if (store->by_tid)
-			store->buffers[ItemPointerGetBlockNumber(&slot->tts_tid)] =
-				((BufferHeapTupleTableSlot *) slot)->buffer;
+		if (ItemPointerGetBlockNumber(&slot->tts_tid) != block)
+		{
+			block = ItemPointerGetBlockNumber(&slot->tts_tid);
+			if (store->by_tid)
+				store->buffers[block] = ((BufferHeapTupleTableSlot *) slot)->buffer;
+			bytes += BLCKSZ;
+			pgstat_progress_update_param(PROGRESS_COPY_BYTES_PROCESSED, bytes);
+		}
 		more = take(arg, &slot->tts_tid);
 	}
 	table_endscan(scan);

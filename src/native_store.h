@@ -32,6 +32,7 @@ typedef struct IdemRow
 
 extern IdemStore *idem_store_begin(const IdemMergeInfo *info);
 extern void idem_store_free(IdemStore *store);
+extern int64 idem_store_bytes(const IdemStore *store);
 extern TupleDesc idem_store_descriptor(const IdemStore *store);
 extern TupleTableSlot *idem_store_make_slot(IdemStore *store, const TupleTableSlotOps *ops);
 extern IdemRow *idem_store_make_row(IdemStore *store);

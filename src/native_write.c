@@ -23,10 +23,12 @@
 #include "access/sysattr.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "commands/progress.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
 #include "miscadmin.h"
+#include "utils/backend_progress.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
@@ -63,6 +65,8 @@ struct IdemWriter
 	int			nslots;			/* made so far */
 	Size		buffered_bytes;
 	TupleTableSlot *slots[MAX_BUFFERED_ROWS];
+
+	int64		written;		/* for pg_stat_progress_copy */
 };
 
 /* Find the columns that staging does not give, and what they get in new rows. */
@@ -230,6 +234,12 @@ insert_index_entries(IdemWriter *writer, TupleTableSlot *slot, bool is_update,
 								   only_summarizing) == NIL;
 }
 
+static void
+note_written(IdemWriter *writer)
+{
+	pgstat_progress_update_param(PROGRESS_COPY_TUPLES_PROCESSED, ++writer->written);
+}
+
 /* Write the rows that wait. False on contention. */
 bool
 idem_writer_flush(IdemWriter *writer)
@@ -249,6 +259,7 @@ idem_writer_flush(IdemWriter *writer)
 			ExecARInsertTriggers(writer->estate, writer->relinfo, writer->slots[i], NIL,
 								 writer->inserted_rows);
 		ExecClearTuple(writer->slots[i]);
+		note_written(writer);
 	}
 	writer->nbuffered = 0;
 	writer->buffered_bytes = 0;
@@ -356,6 +367,7 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	if (writer->target->trigdesc)
 		ExecARUpdateTriggers(writer->estate, writer->relinfo, NULL, NULL, tid, NULL, slot, NIL,
 							 writer->updated_rows, false);
+	note_written(writer);
 	return true;
 }
 

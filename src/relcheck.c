@@ -150,20 +150,37 @@ idem_relcheck_staging(Oid staging)
 	}
 }
 
-/* Is the table a hypertable of TimescaleDB? */
+/* Says an extension's catalog, if the extension is there, that the table is its own? */
 static bool
-is_hypertable(Relation rel)
+is_known_to(const char *extension, const char *sql, Oid relid)
 {
 	IdemSpiArgs args = {0};
 
-	if (!OidIsValid(get_extension_oid("timescaledb", true)))
+	if (!OidIsValid(get_extension_oid(extension, true)))
 		return false;
-	idem_spi_arg(&args, OIDOID, ObjectIdGetDatum(RelationGetRelid(rel)), false);
-	return idem_spi_execute("SELECT FROM _timescaledb_catalog.hypertable h"
-							" JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) h.schema_name"
-							" JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid"
-							" AND c.relname OPERATOR(pg_catalog.=) h.table_name"
-							" WHERE c.oid OPERATOR(pg_catalog.=) $1", InvalidOid, &args, true) > 0;
+	idem_spi_arg(&args, OIDOID, ObjectIdGetDatum(relid), false);
+	return idem_spi_execute(sql, InvalidOid, &args, true) > 0;
+}
+
+/* Is the table a hypertable of TimescaleDB? Its rows are in other tables. */
+bool
+idem_relcheck_is_hypertable(Oid relid)
+{
+	return is_known_to("timescaledb",
+					   "SELECT FROM _timescaledb_catalog.hypertable h"
+					   " JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) h.schema_name"
+					   " JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid"
+					   " AND c.relname OPERATOR(pg_catalog.=) h.table_name"
+					   " WHERE c.oid OPERATOR(pg_catalog.=) $1", relid);
+}
+
+/* Is the table one that Citus distributes? Its rows are on other servers. */
+bool
+idem_relcheck_is_distributed(Oid relid)
+{
+	return is_known_to("citus",
+					   "SELECT FROM pg_catalog.pg_dist_partition p"
+					   " WHERE p.logicalrelid::pg_catalog.oid OPERATOR(pg_catalog.=) $1", relid);
 }
 
 /*
@@ -232,7 +249,7 @@ idem_relcheck_target(Oid relid, Oid staging)
 					 errhint("Run ALTER TABLE %s SET LOGGED first.", idem_relcheck_name(member))));
 	}
 	if (target->rd_rel->relkind == RELKIND_RELATION && list_length(members) > 1 &&
-		!is_hypertable(target))
+		!idem_relcheck_is_hypertable(relid))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("cannot use table \"%s\" with inheritance children as target", name),

@@ -101,7 +101,8 @@ idem_spi_prepare(const char *sql, int nargs, Oid *types, int cursor_options, boo
 void
 idem_spi_plan(SPIPlanPtr plan, bool kept, bool by_index)
 {
-	static const char *const off[] = {"jit", "enable_hashjoin", "enable_mergejoin"};
+	static const char *const off[] = {"jit", "enable_hashjoin", "enable_mergejoin",
+	"enable_seqscan"};
 	MemoryContext context = CurrentMemoryContext;
 	int			guc_level = NewGUCNestLevel();
 	CachedPlan *planned;

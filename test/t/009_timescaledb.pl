@@ -37,6 +37,9 @@ $node->safe_psql(
 });
 
 my $arguments = q{'staging', 'metrics', '{device,at}'};
+# As long as it has no chunks it looks like any other table.
+is($node->safe_psql('postgres', "SELECT engine, reason FROM idem_explain($arguments)"),
+    'sql|the target is a hypertable', 'the native engine keeps away from a hypertable');
 is(summary($node, 'postgres', "$arguments, 'first'"),
     'applied: 500 staged, 500 inserted', 'a batch spreads over chunks');
 is(summary($node, 'postgres', "$arguments, 'first'"),
