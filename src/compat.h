@@ -143,6 +143,28 @@ reindex_relation_compat(Oid relid)
 #endif
 }
 
+/* 19 has flags. */
+static inline TupleTableSlot *
+alloc_table_slot_compat(List **table, TupleDesc tupdesc, const TupleTableSlotOps *ops)
+{
+#if PG_VERSION_NUM >= 190000
+	return ExecAllocTableSlot(table, tupdesc, ops, 0);
+#else
+	return ExecAllocTableSlot(table, tupdesc, ops);
+#endif
+}
+
+/* 19 has flags. */
+static inline TableScanDesc
+table_beginscan_compat(Relation table, Snapshot snapshot)
+{
+#if PG_VERSION_NUM >= 190000
+	return table_beginscan(table, snapshot, 0, NULL, 0);
+#else
+	return table_beginscan(table, snapshot, 0, NULL);
+#endif
+}
+
 /* 18 can instrument index scans, 19 has flags. */
 static inline IndexScanDesc
 index_beginscan_compat(Relation table, Relation index, Snapshot snapshot, int nkeys)

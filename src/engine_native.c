@@ -371,7 +371,7 @@ classify_rest(NativeRun *run)
 static void
 scan_target(NativeRun *run)
 {
-	TableScanDesc scan = table_beginscan(run->target, run->snapshot, 0, NULL);
+	TableScanDesc scan = table_beginscan_compat(run->target, run->snapshot);
 	TupleTableSlot *next = table_slot_create(run->target, NULL);
 	TupleTableSlot *slots[IDEM_LOOK_AHEAD];
 	HeapTupleData tuples[IDEM_LOOK_AHEAD];

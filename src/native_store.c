@@ -115,7 +115,7 @@ idem_store_make_row(IdemStore *store)
 	row->nulls = palloc0(sizeof(bool) * ncolumns);
 	row->slot = store->by_tid ?
 		table_slot_create(store->staging, &store->estate->es_tupleTable) :
-		ExecAllocTableSlot(&store->estate->es_tupleTable, store->copied, &TTSOpsMinimalTuple);
+		alloc_table_slot_compat(&store->estate->es_tupleTable, store->copied, &TTSOpsMinimalTuple);
 	row->econtext = CreateExprContext(store->estate);
 	MemoryContextSwitchTo(old_context);
 	return row;
@@ -385,7 +385,7 @@ idem_store_descriptor(const IdemStore *store)
 TupleTableSlot *
 idem_store_make_slot(IdemStore *store, const TupleTableSlotOps *ops)
 {
-	return ExecAllocTableSlot(&store->estate->es_tupleTable, store->copied, ops);
+	return alloc_table_slot_compat(&store->estate->es_tupleTable, store->copied, ops);
 }
 
 /*
@@ -407,7 +407,7 @@ idem_store_scan(IdemStore *store, IdemRow *row, bool (*take) (void *, ItemPointe
 	if (store->staging == NULL)
 		return false;
 	slot = table_slot_create(store->staging, &store->estate->es_tupleTable);
-	scan = table_beginscan(store->staging, GetActiveSnapshot(), 0, NULL);
+	scan = table_beginscan_compat(store->staging, GetActiveSnapshot());
 	for (int i = 0; i < info->ncolumns; i++)
 		last = Max(last, info->columns[i].staged_attnum);
 	while (more && table_scan_getnextslot(scan, ForwardScanDirection, slot))
