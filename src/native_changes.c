@@ -4,9 +4,10 @@
  *	  Staged rows in the order of the key, and what is stored for each.
  *
  * Of rows that can be loaded from the store, the key and the reference are
- * sorted; rows that come sorted, because they do not fit memory, are kept whole
- * in a tuplestore. With each goes the place of the stored row that it replaces,
- * if there is one.
+ * sorted: in an array where the key is a number and memory allows, else by a
+ * tuplesort. Rows that come sorted, because they do not fit memory, are kept
+ * whole in a tuplestore. With each goes the place of the stored row that it
+ * replaces, if there is one.
  *
  *-------------------------------------------------------------------------
  */
@@ -15,11 +16,31 @@
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "utils/fmgroids.h"
+#include "utils/lsyscache.h"
 #include "utils/tuplesort.h"
 #include "utils/tuplestore.h"
 
 #include "compat.h"
 #include "native_changes.h"
+
+/* A change of a row whose key is a number. */
+typedef struct NumberedChange
+{
+	int64		key;
+	IdemRowRef	ref;
+	uint64		tid;			/* 0 for none */
+} NumberedChange;
+
+#define ST_SORT sort_numbered
+#define ST_ELEMENT_TYPE NumberedChange
+#define ST_COMPARE(a, b) ((a)->key < (b)->key ? -1 : (a)->key > (b)->key)
+#define ST_CHECK_FOR_INTERRUPTS
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
+
+#define INITIAL_NUMBERED 1024
 
 struct IdemChanges
 {
@@ -29,6 +50,11 @@ struct IdemChanges
 	IdemRow    *row;			/* the one at hand */
 
 	/* of rows that are loaded */
+	NumberedChange *numbered;	/* NULL if keys are no numbers, or too many */
+	Size		nnumbered;
+	Size		max_numbered;
+	Size		next_numbered;
+	int			number_length;
 	Tuplesortstate *sort;
 	IdemRowRef	refs[IDEM_LOOK_AHEAD];
 	ItemPointerData tids[IDEM_LOOK_AHEAD];
@@ -38,6 +64,31 @@ struct IdemChanges
 	/* of rows that come sorted */
 	Tuplestorestate *rows;
 };
+
+/*
+ * How many bytes a key has whose order is that of numbers; 0 if it is another
+ * one.
+ */
+static int
+number_length(const IdemMergeInfo *info)
+{
+	if (info->nkeys != 1 || (info->nulls_not_distinct && info->keys[0].nullable))
+		return 0;
+	switch (get_opcode(info->keys[0].sort_operator))
+	{
+		case F_INT2LT:
+			return sizeof(int16);
+		case F_INT4LT:
+		case F_DATE_LT:
+			return sizeof(int32);
+		case F_INT8LT:
+		case F_TIMESTAMP_LT:
+		case F_TIMESTAMPTZ_LT:
+			return sizeof(int64);
+		default:
+			return 0;
+	}
+}
 
 /* A place in a table as one number, which is NULL for no place. */
 static void
@@ -102,7 +153,73 @@ idem_changes_begin(const IdemMergeInfo *info, IdemStore *store, bool sorted)
 	changes->sort = tuplesort_begin_heap(tupdesc, info->nkeys, attnums, operators, collations,
 										 nulls_first, work_mem / 2, NULL, TUPLESORT_NONE);
 	changes->row = idem_store_make_row(store);
+	changes->number_length = number_length(info);
+	if (changes->number_length > 0)
+	{
+		changes->max_numbered = INITIAL_NUMBERED;
+		changes->numbered = palloc(sizeof(NumberedChange) * INITIAL_NUMBERED);
+	}
 	return changes;
+}
+
+/* Hand a key with what belongs to it to the sort. */
+static void
+sort_key(IdemChanges *changes, const Datum *keys, const bool *nulls, IdemRowRef ref,
+		 ItemPointer tid)
+{
+	int			nkeys = changes->info->nkeys;
+	TupleTableSlot *slot = changes->slot;
+
+	ExecClearTuple(slot);
+	memcpy(slot->tts_values, keys, sizeof(Datum) * nkeys);
+	memcpy(slot->tts_isnull, nulls, sizeof(bool) * nkeys);
+	slot->tts_values[nkeys] = Int64GetDatum((int64) ref);
+	slot->tts_isnull[nkeys] = false;
+	pack_tid(tid, &slot->tts_values[nkeys + 1], &slot->tts_isnull[nkeys + 1]);
+	ExecStoreVirtualTuple(slot);
+	tuplesort_puttupleslot(changes->sort, slot);
+}
+
+/* The array has grown too large: go on with the sort, which can spill. */
+static void
+give_up_array(IdemChanges *changes)
+{
+	for (Size i = 0; i < changes->nnumbered; i++)
+	{
+		const NumberedChange *change = &changes->numbered[i];
+		Datum		key = changes->number_length == sizeof(int16) ? Int16GetDatum(change->key) :
+		changes->number_length == sizeof(int32) ? Int32GetDatum(change->key) :
+		Int64GetDatum(change->key);
+		bool		isnull = false;
+		ItemPointerData tid;
+
+		CHECK_FOR_INTERRUPTS();
+		unpack_tid(Int64GetDatum((int64) change->tid), change->tid == 0, &tid);
+		sort_key(changes, &key, &isnull, change->ref, change->tid == 0 ? NULL : &tid);
+	}
+	pfree(changes->numbered);
+	changes->numbered = NULL;
+}
+
+static void
+add_numbered(IdemChanges *changes, Datum key, IdemRowRef ref, ItemPointer tid)
+{
+	NumberedChange *change;
+	Datum		packed;
+	bool		isnull;
+
+	if (changes->nnumbered == changes->max_numbered)
+	{
+		changes->max_numbered *= 2;
+		changes->numbered = repalloc_huge(changes->numbered,
+										  sizeof(NumberedChange) * changes->max_numbered);
+	}
+	change = &changes->numbered[changes->nnumbered++];
+	change->key = changes->number_length == sizeof(int16) ? DatumGetInt16(key) :
+		changes->number_length == sizeof(int32) ? DatumGetInt32(key) : DatumGetInt64(key);
+	change->ref = ref;
+	pack_tid(tid, &packed, &isnull);
+	change->tid = isnull ? 0 : (uint64) DatumGetInt64(packed);
 }
 
 /* Add a row; tid is that of the stored row, or NULL. */
@@ -111,34 +228,40 @@ idem_changes_add(IdemChanges *changes, const IdemRow *row, IdemRowRef ref, ItemP
 {
 	const IdemMergeInfo *info = changes->info;
 	TupleTableSlot *slot = changes->slot;
-	int			last = slot->tts_tupleDescriptor->natts - 1;
+	Datum		keys[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
 
-	ExecClearTuple(slot);
-	pack_tid(tid, &slot->tts_values[last], &slot->tts_isnull[last]);
 	if (changes->rows)
 	{
+		ExecClearTuple(slot);
 		memcpy(slot->tts_values, row->values, sizeof(Datum) * info->ncolumns);
 		memcpy(slot->tts_isnull, row->nulls, sizeof(bool) * info->ncolumns);
+		pack_tid(tid, &slot->tts_values[info->ncolumns], &slot->tts_isnull[info->ncolumns]);
 		ExecStoreVirtualTuple(slot);
 		tuplestore_puttupleslot(changes->rows, slot);
 		return;
 	}
 	for (int i = 0; i < info->nkeys; i++)
 	{
-		slot->tts_values[i] = row->values[info->keys[i].column];
-		slot->tts_isnull[i] = row->nulls[info->keys[i].column];
+		keys[i] = row->values[info->keys[i].column];
+		nulls[i] = row->nulls[info->keys[i].column];
 	}
-	slot->tts_values[info->nkeys] = Int64GetDatum((int64) ref);
-	slot->tts_isnull[info->nkeys] = false;
-	ExecStoreVirtualTuple(slot);
-	tuplesort_puttupleslot(changes->sort, slot);
+	if (changes->numbered && changes->nnumbered == changes->max_numbered &&
+		changes->nnumbered * 2 * sizeof(NumberedChange) > work_mem * (Size) 1024)
+		give_up_array(changes);
+	if (changes->numbered)
+		add_numbered(changes, keys[0], ref, tid);
+	else
+		sort_key(changes, keys, nulls, ref, tid);
 }
 
 /* After the last row has been added, and before the first one is taken. */
 void
 idem_changes_sort(IdemChanges *changes)
 {
-	if (changes->sort)
+	if (changes->numbered)
+		sort_numbered(changes->numbered, changes->nnumbered);
+	else if (changes->sort)
 		tuplesort_performsort(changes->sort);
 }
 
@@ -151,13 +274,28 @@ look_ahead(IdemChanges *changes)
 
 	changes->next = 0;
 	changes->count = 0;
-	while (changes->count < IDEM_LOOK_AHEAD &&
-		   tuplesort_gettupleslot(changes->sort, true, false, slot, NULL))
+	while (changes->count < IDEM_LOOK_AHEAD)
 	{
-		slot_getallattrs(slot);
-		changes->refs[changes->count] = (IdemRowRef) DatumGetInt64(slot->tts_values[nkeys]);
-		unpack_tid(slot->tts_values[nkeys + 1], slot->tts_isnull[nkeys + 1],
-				   &changes->tids[changes->count++]);
+		if (changes->numbered)
+		{
+			const NumberedChange *change = &changes->numbered[changes->next_numbered];
+
+			if (changes->next_numbered++ >= changes->nnumbered)
+				break;
+			changes->refs[changes->count] = change->ref;
+			unpack_tid(Int64GetDatum((int64) change->tid), change->tid == 0,
+					   &changes->tids[changes->count]);
+		}
+		else
+		{
+			if (!tuplesort_gettupleslot(changes->sort, true, false, slot, NULL))
+				break;
+			slot_getallattrs(slot);
+			changes->refs[changes->count] = (IdemRowRef) DatumGetInt64(slot->tts_values[nkeys]);
+			unpack_tid(slot->tts_values[nkeys + 1], slot->tts_isnull[nkeys + 1],
+					   &changes->tids[changes->count]);
+		}
+		changes->count++;
 	}
 	idem_store_prefetch(changes->store, changes->refs, changes->count);
 }
