@@ -72,19 +72,6 @@ sub merge_held
     return ($holder, $session, $pid);
 }
 
-# There is no trace of the merge.
-sub check_nothing_left
-{
-    my ($what) = @_;
-
-    is($node->safe_psql('postgres', $differences), '0', "$what: the target is as it was");
-    is($node->safe_psql('postgres', 'SELECT count(*) FROM idem_ledger'),
-        '0', "$what: the ledger is empty");
-    is( $node->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'}),
-        '0', "$what: no lock is left");
-    return;
-}
-
 # The retry applies, the next one replays; then all is set back.
 sub check_retry
 {
@@ -149,7 +136,7 @@ sub kill_postmaster_and_start
     $node->wait_for_log(qr/database system is ready to accept connections/, $log_end);
     $node->poll_query_until('postgres', 'SELECT true') or die 'no connection';
     give_up($_) foreach ($holder, $session);
-    check_nothing_left('kill -9 of the process');
+    check_nothing_left($node, $differences, 'kill -9 of the process');
     check_retry('kill -9 of the process');
 }
 
@@ -177,7 +164,7 @@ foreach my $case ([ 'pg_terminate_backend', '57P01' ], [ 'pg_cancel_backend', '5
     $node->poll_query_until('postgres',
         q{SELECT NOT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory')})
       or die 'the lock was not released';
-    check_nothing_left($function);
+    check_nothing_left($node, $differences, $function);
     check_retry($function);
 }
 
@@ -187,7 +174,7 @@ foreach my $case ([ 'pg_terminate_backend', '57P01' ], [ 'pg_cancel_backend', '5
     $node->stop('immediate');
     give_up($_) foreach ($holder, $session);
     $node->start;
-    check_nothing_left('immediate shutdown');
+    check_nothing_left($node, $differences, 'immediate shutdown');
     check_retry('immediate shutdown');
 }
 
@@ -195,7 +182,7 @@ foreach my $case ([ 'pg_terminate_backend', '57P01' ], [ 'pg_cancel_backend', '5
 {
     my ($holder, $session) = merge_held();
     kill_postmaster_and_start($holder, $session);
-    check_nothing_left('kill -9 of the postmaster');
+    check_nothing_left($node, $differences, 'kill -9 of the postmaster');
     check_retry('kill -9 of the postmaster');
 }
 
@@ -207,7 +194,7 @@ foreach my $case ([ 'pg_terminate_backend', '57P01' ], [ 'pg_cancel_backend', '5
     $node->stop('immediate');
     give_up($session);
     $node->start;
-    check_nothing_left('crash before COMMIT');
+    check_nothing_left($node, $differences, 'crash before COMMIT');
     check_retry('crash before COMMIT');
 }
 

@@ -123,19 +123,6 @@ sub merge
     return $node->safe_psql('postgres', ($first // '') . sprintf $engine_and_summary, $arguments);
 }
 
-# There is no trace of a merge; with the count of rows that the next section finds.
-sub check_nothing_left
-{
-    my ($what) = @_;
-
-    is($node->safe_psql('postgres', $differences), '0', "$what: the target is as it was");
-    is($node->safe_psql('postgres', 'SELECT count(*) FROM idem_ledger'),
-        '0', "$what: the ledger is empty");
-    is( $node->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'}),
-        '0', "$what: no lock is left");
-    return;
-}
-
 sub set_back
 {
     $node->safe_psql(
@@ -229,7 +216,7 @@ foreach my $phase (sort keys %places)
         $applied, 'and the merge, in the same transaction');
     $session->query_safe('ROLLBACK');
     $session->quit;
-    check_nothing_left("cancelled while $phase");
+    check_nothing_left($node, $differences, "cancelled while $phase");
 }
 foreach my $case ([ 'statement_timeout', '57014' ], [ 'lock_timeout', '55P03' ])
 {
@@ -245,7 +232,7 @@ foreach my $case ([ 'statement_timeout', '57014' ], [ 'lock_timeout', '55P03' ])
                 "SET $setting = '50ms'; SELECT FROM idem_merge('$staging', 'target', '{id}', 'batch')"),
             $code, "$setting while $phase");
         let_go($holder);
-        check_nothing_left("$setting while $phase");
+        check_nothing_left($node, $differences, "$setting while $phase");
     }
 }
 check_retry('cancelled and timed out');
@@ -316,7 +303,7 @@ foreach my $phase (sort keys %places)
       or die 'the process did not end';
     give_up($session);
     let_go($holder);
-    check_nothing_left("terminated while $phase");
+    check_nothing_left($node, $differences, "terminated while $phase");
 }
 check_retry('terminated');
 foreach my $phase (sort keys %places)
@@ -327,7 +314,7 @@ foreach my $phase (sort keys %places)
     $node->wait_for_log(qr/database system is ready to accept connections/, $log_end);
     $node->poll_query_until('postgres', 'SELECT true') or die 'no connection';
     give_up($_) foreach ($holder, $session);
-    check_nothing_left("killed while $phase");
+    check_nothing_left($node, $differences, "killed while $phase");
     check_retry("killed while $phase");
 }
 {
@@ -337,7 +324,7 @@ foreach my $phase (sort keys %places)
     $node->stop('immediate');
     give_up($_) foreach ($holder, $session);
     $node->start;
-    check_nothing_left('immediate shutdown');
+    check_nothing_left($node, $differences, 'immediate shutdown');
     check_retry('immediate shutdown');
 }
 # Merged and committed just before the crash: all of it is there.
@@ -491,7 +478,7 @@ foreach my $end ('ROLLBACK', 'COMMIT')
     is(sqlstate($node, 'postgres', "SELECT FROM idem_merge($merge, nowait => true)"),
         '55P03', 'and the batch is still taken');
     $node->safe_psql('postgres', "$end PREPARED 'merge'");
-    check_nothing_left('ROLLBACK PREPARED') if $end eq 'ROLLBACK';
+    check_nothing_left($node, $differences, 'ROLLBACK PREPARED') if $end eq 'ROLLBACK';
 }
 like(merge($merge), qr/^native replayed: 1000 staged/, 'COMMIT PREPARED');
 check_structures('prepared transactions');
@@ -501,7 +488,7 @@ $node->safe_psql('postgres', q{
     BEGIN; UPDATE target SET own = 'prepared' WHERE id = 700; PREPARE TRANSACTION 'update'});
 is(sqlstate($node, 'postgres', "SET lock_timeout = '50ms'; SELECT FROM idem_merge($merge)"),
     '55P03', 'a prepared update is waited for');
-check_nothing_left('beside a prepared update');
+check_nothing_left($node, $differences, 'beside a prepared update');
 $node->safe_psql('postgres', q{ROLLBACK PREPARED 'update'});
 is(merge($merge), $applied, 'and is no obstacle any more');
 set_back();

@@ -10,7 +10,7 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(make_cluster make_database sqlstate start finish give_up
+our @EXPORT = qw(check_nothing_left make_cluster make_database sqlstate start finish give_up
   wait_for_lock summary restore);
 
 # A running cluster. conf is added to postgresql.conf; the other parameters are
@@ -115,6 +115,20 @@ sub restore
     $node->command_ok(
         [ 'psql', '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr($db), '-f', $file ],
         "restored into $db");
+    return;
+}
+
+# There is no trace of a merge: $differences counts how the target differs from
+# what it was.
+sub check_nothing_left
+{
+    my ($node, $differences, $what) = @_;
+
+    is($node->safe_psql('postgres', $differences), '0', "$what: the target is as it was");
+    is($node->safe_psql('postgres', 'SELECT count(*) FROM idem_ledger'),
+        '0', "$what: the ledger is empty");
+    is( $node->safe_psql('postgres', q{SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'}),
+        '0', "$what: no lock is left");
     return;
 }
 
