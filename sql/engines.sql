@@ -636,6 +636,41 @@ FROM (VALUES (1)) one (x),
     LATERAL outcome('native', $$ 'way_s', 'way', '{k}', 'b' $$, 'DELETE FROM way WHERE k % 10 = 0; UPDATE way SET v = 0 WHERE k % 10 = 2; INSERT INTO way SELECT 10 * i, 7 FROM generate_series(1, 5) i; INSERT INTO way_s SELECT i, -i FROM generate_series(1, 3000) i; UPDATE way_s SET v = 0 WHERE k % 20 = 2; DELETE FROM way_s WHERE k % 7 = 0') e,
     LATERAL outcome('sql', $$ 'way_s', 'way', '{k}', 'b' $$, 'DELETE FROM way WHERE k % 10 = 0; UPDATE way SET v = 0 WHERE k % 10 = 2; INSERT INTO way SELECT 10 * i, 7 FROM generate_series(1, 5) i; INSERT INTO way_s SELECT i, -i FROM generate_series(1, 3000) i; UPDATE way_s SET v = 0 WHERE k % 20 = 2; DELETE FROM way_s WHERE k % 7 = 0') p,
     LATERAL outcome('sql', $$ 'way_s', 'way', '{k}', 'b' $$, 'INSERT INTO way_s SELECT i, -i FROM generate_series(1, 3000) i') o;
+-- Staging that has the target's columns, whose rows can be compared and stored as
+-- they are: not where rows are older than a column, on either side; values out
+-- of line, compressed and NULL.
+CREATE TABLE entire (k int PRIMARY KEY, v text, n int) WITH (autovacuum_enabled = off);
+CREATE TABLE entire_s (k int, v text, n int) WITH (autovacuum_enabled = off);
+ALTER TABLE entire ALTER v SET STORAGE external;
+INSERT INTO entire SELECT i, repeat(i::text, i * 7), nullif(i % 3, 0) FROM generate_series(1, 1000) i;
+INSERT INTO entire_s SELECT k + 500, repeat((k + 500)::text, (k + 500) * 7), nullif((k + 500) % 3, 0) FROM entire;
+SELECT change, e.engine, e.answer, (e.answer, e.content, e.recorded) IS NOT DISTINCT FROM (p.answer, p.content, p.recorded) AS same
+FROM unnest(ARRAY['SELECT', 'UPDATE entire_s SET v = NULL WHERE k % 2 = 0', 'UPDATE entire_s SET n = -n WHERE k % 100 = 0',
+    'ALTER TABLE entire ADD a int DEFAULT 1, ADD b text; ALTER TABLE entire_s ADD a int DEFAULT 1, ADD b text',
+    'ALTER TABLE entire ADD a int DEFAULT 1; ALTER TABLE entire_s ADD a int DEFAULT 2',
+    'ALTER TABLE entire ADD a int DEFAULT 1; ALTER TABLE entire_s ADD a int; UPDATE entire_s SET a = 1 WHERE k % 2 = 0',
+    'ALTER TABLE entire ADD a int; ALTER TABLE entire_s ADD a int DEFAULT 1; UPDATE entire SET a = 1 WHERE k % 2 = 0',
+    'ALTER TABLE entire ADD a int DEFAULT 1', 'ALTER TABLE entire ADD CHECK (n IS NULL OR n > 1) NOT VALID',
+    'ALTER TABLE entire DROP n; ALTER TABLE entire_s DROP n', 'ALTER TABLE entire_s ALTER n TYPE bigint']) change,
+    outcome('native', $$ 'entire_s', 'entire', '{k}', 'b' $$, change) e,
+    outcome('sql', $$ 'entire_s', 'entire', '{k}', 'b' $$, change) p;
+-- Keys that are numbers, from end to end of their types.
+CREATE TABLE number_2 (k int2 PRIMARY KEY, v int);
+CREATE TABLE number_4 (k int4 PRIMARY KEY, v int);
+CREATE TABLE number_8 (k int8 PRIMARY KEY, v int);
+CREATE TABLE number_date (k date PRIMARY KEY, v int);
+CREATE TABLE number_timestamp (k timestamp PRIMARY KEY, v int);
+CREATE TABLE number_timestamptz (k timestamptz PRIMARY KEY, v int);
+SELECT name, e.engine, e.answer, (e.answer, e.content, e.recorded) IS NOT DISTINCT FROM (p.answer, p.content, p.recorded) AS same
+FROM (VALUES ('2', '{-32768,-32767,-1,0,1,255,256,32767}'), ('4', '{-2147483648,-65536,-1,0,1,65535,2147483647}'),
+             ('8', '{-9223372036854775808,-4294967296,-1,0,1,4294967295,9223372036854775807}'),
+             ('date', '{-infinity,4713-01-01 BC,1999-12-31,2000-01-01,2026-11-21,infinity}'),
+             ('timestamp', '{-infinity,1999-12-31 23:59:59.999999,2000-01-01,2026-11-21 12:00,infinity}'),
+             ('timestamptz', '{-infinity,1999-12-31 23:59:59.999999Z,2000-01-01Z,2026-11-21 12:00Z,infinity}')) AS t (name, keys),
+    LATERAL (SELECT format('CREATE TABLE number_s (LIKE number_%1$s); INSERT INTO number_s SELECT k::text::%2$s, 1 FROM unnest(%3$L::%2$s[]) k; INSERT INTO number_%1$s SELECT k, row_number() OVER (ORDER BY k) %% 3 FROM number_s LIMIT 3',
+                           name, coalesce('int' || substring(name, '^\d'), name), keys) AS setup) c,
+    outcome('native', format($$ 'number_s', 'number_%s', '{k}', 'b' $$, name), setup) e,
+    outcome('sql', format($$ 'number_s', 'number_%s', '{k}', 'b' $$, name), setup) p;
 -- With so little memory that the batch does not fit: duplicates, versions and
 -- wide rows, too.
 SET work_mem = '64kB';

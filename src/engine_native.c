@@ -46,6 +46,7 @@
 #include "engine_native.h"
 #include "native_batch.h"
 #include "native_changes.h"
+#include "native_number.h"
 #include "native_write.h"
 #include "relcheck.h"
 #include "security.h"
@@ -94,6 +95,7 @@ typedef struct NativeRun
 	bool	   *stored_nulls;
 	AttrNumber	last_key;		/* how far a stored row must be deformed */
 	AttrNumber	last_compared;
+	uint64		matched;		/* rows of the batch that a pass has found */
 	bool		stale_error;
 	bool		fills;			/* an empty target, which is ours alone */
 	IdemChanges *changes;		/* what is to be written */
@@ -260,12 +262,14 @@ get_stored_key(NativeRun *run, TupleTableSlot *slot, Datum *keys, bool *nulls)
 	}
 }
 
-/* Has the staged row at hand the key of a stored one? */
+/* Has the staged row at hand, whose hash is the same, the key of a stored one? */
 static bool
 has_key_of(const NativeRun *run, const TupleTableSlot *slot)
 {
 	const IdemMergeInfo *info = run->info;
 
+	if (idem_batch_number_length(run->batch) > 0)
+		return true;			/* the hash says so */
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		int			column = info->keys[i].column;
@@ -277,6 +281,16 @@ has_key_of(const NativeRun *run, const TupleTableSlot *slot)
 			return false;
 	}
 	return true;
+}
+
+/* The staged row at hand has a stored one that is the same. */
+static void
+count_same(NativeRun *run)
+{
+	if (run->info->request->mode == IDEM_MODE_INSERT)
+		run->counts->skipped++;
+	else
+		run->counts->unchanged++;
 }
 
 /* The staged row at hand has a stored one: decide what becomes of it. */
@@ -333,38 +347,53 @@ classify_unmatched(NativeRun *run, IdemRowRef ref)
 	}
 }
 
+/* Add to a list the rows of the batch that have not been matched; returns how many. */
+static int64
+list_unmatched(NativeRun *run, IdemChanges *list)
+{
+	bool		numbers = idem_batch_number_length(run->batch) > 0;
+	const IdemBatchEntry *entry;
+	IdemRowRef	refs[IDEM_LOOK_AHEAD];
+	uint64		position = 0;
+	int64		total = 0;
+	int			count;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		for (count = 0; count < IDEM_LOOK_AHEAD;)
+		{
+			entry = idem_batch_next(run->batch, &position);
+			if (entry == NULL)
+				break;
+			if (idem_batch_is_matched(entry))
+				continue;
+			refs[count] = idem_batch_ref(entry);
+			if (numbers)
+				idem_changes_add_number(list, idem_number_from_hash(entry->hash), refs[count],
+										NULL);
+			count++;
+		}
+		for (int i = 0; !numbers && i < count; i++)
+		{
+			idem_store_prefetch(run->store, refs, count, i);
+			idem_store_load(run->store, refs[i], run->staged);
+			idem_changes_add(list, run->staged, refs[i], NULL);
+		}
+		total += count;
+	} while (entry);
+	return total;
+}
+
 /* Decide about all rows that have not been matched. */
 static void
 classify_rest(NativeRun *run)
 {
-	uint64		position = 0;
-	IdemRowRef	refs[IDEM_LOOK_AHEAD];
-	bool		more = true;
-
-	while (more)
-	{
-		int			count = 0;
-
-		CHECK_FOR_INTERRUPTS();
-		while (count < IDEM_LOOK_AHEAD && more)
-		{
-			bool		matched;
-
-			more = idem_batch_next(run->batch, &position, &refs[count], &matched);
-			count += more && !matched;
-		}
-		if (run->info->request->mode == IDEM_MODE_UPDATE)
-		{
-			run->counts->skipped += count;
-			continue;
-		}
-		idem_store_prefetch(run->store, refs, count);
-		for (int i = 0; i < count; i++)
-		{
-			idem_store_load(run->store, refs[i], run->staged);
-			classify_unmatched(run, refs[i]);
-		}
-	}
+	/* What has been matched has been counted. */
+	if (run->info->request->mode == IDEM_MODE_UPDATE)
+		run->counts->skipped = idem_batch_size(run->batch) - run->matched;
+	else
+		run->counts->inserted = list_unmatched(run, run->changes);
 }
 
 /* Find the stored rows by one pass over the target. */
@@ -408,19 +437,26 @@ scan_target(NativeRun *run)
 			entries[i] = idem_batch_lookup(run->batch, hashes[i]);
 			refs[i] = entries[i] ? idem_batch_ref(entries[i]) : 0;
 		}
-		idem_store_prefetch(run->store, refs, count);
 		for (int i = 0; i < count; i++)
 		{
+			idem_store_prefetch(run->store, refs, count, i);
 			for (IdemBatchEntry *entry = entries[i]; entry;
 				 entry = idem_batch_lookup_next(run->batch, entry))
 			{
 				IdemRowRef	ref = idem_batch_ref(entry);
 
-				idem_store_load(run->store, ref, run->staged);
-				if (!has_key_of(run, slots[i]))
-					continue;
+				idem_store_fetch(run->store, ref, run->staged);
+				if (idem_store_is_same(run->store, run->staged, &tuples[i]))
+					count_same(run);
+				else
+				{
+					idem_store_deform(run->store, run->staged);
+					if (!has_key_of(run, slots[i]))
+						continue;
+					classify_pair(run, ref, slots[i]);
+				}
 				idem_batch_set_matched(entry);
-				classify_pair(run, ref, slots[i]);
+				run->matched++;
 				break;
 			}
 		}
@@ -535,20 +571,14 @@ probe_target(NativeRun *run)
 	IndexReader reader;
 	IdemRowRef	ref;
 	ItemPointerData tid;
-	uint64		position = 0;
-	bool		matched;
 
-	while (idem_batch_next(run->batch, &position, &ref, &matched))
-	{
-		CHECK_FOR_INTERRUPTS();
-		idem_store_load(run->store, ref, run->staged);
-		idem_changes_add(all, run->staged, ref, NULL);
-	}
+	(void) list_unmatched(run, all);
 	idem_changes_sort(all);
 	begin_reader(run, &reader, true);
 	while (idem_changes_next(all, &run->staged, &ref, &tid))
 	{
 		CHECK_FOR_INTERRUPTS();
+		idem_store_deform(run->store, run->staged);
 		probe(run, &reader);
 		if (reader.found)
 			classify_pair(run, ref, reader.stored);
@@ -646,6 +676,16 @@ classify(NativeRun *run)
 		scan_target(run);
 }
 
+/* Insert a row that was fetched. False on contention. */
+static bool
+insert_row(NativeRun *run, IdemWriter *writer, IdemRow *row)
+{
+	if (!row->deformed && idem_store_is_whole(run->store, row))
+		return idem_writer_insert_whole(writer, &row->tuple);
+	idem_store_deform(run->store, row);
+	return idem_writer_insert(writer, row->values, row->nulls);
+}
+
 /* Write what has changed, in the order of the key. False on contention. */
 static bool
 write_changed(NativeRun *run, IdemWriter *writer)
@@ -656,10 +696,19 @@ write_changed(NativeRun *run, IdemWriter *writer)
 
 	idem_changes_sort(run->changes);
 	while (idem_changes_next(run->changes, &row, &ref, &tid))
-		if (!(ItemPointerIsValid(&tid) ?
-			  idem_writer_update(writer, &tid, row->values, row->nulls) :
-			  idem_writer_insert(writer, row->values, row->nulls)))
+	{
+		bool		done;
+
+		if (!ItemPointerIsValid(&tid))
+			done = insert_row(run, writer, row);
+		else
+		{
+			idem_store_deform(run->store, row);
+			done = idem_writer_update(writer, &tid, row->values, row->nulls);
+		}
+		if (!done)
 			return false;
+	}
 	return true;
 }
 
@@ -677,11 +726,11 @@ write_all(NativeRun *run, IdemWriter *writer)
 	{
 		int			count = Min(IDEM_LOOK_AHEAD, total - start);
 
-		idem_store_prefetch(run->store, refs + start, count);
 		for (int i = 0; i < count; i++)
 		{
-			idem_store_load(run->store, refs[start + i], run->staged);
-			if (!idem_writer_insert(writer, run->staged->values, run->staged->nulls))
+			idem_store_prefetch(run->store, refs + start, count, i);
+			idem_store_fetch(run->store, refs[start + i], run->staged);
+			if (!insert_row(run, writer, run->staged))
 				return false;
 		}
 	}

@@ -27,6 +27,7 @@
 #include "utils/tuplesort.h"
 
 #include "native_batch.h"
+#include "native_number.h"
 
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
@@ -68,6 +69,7 @@ struct IdemBatch
 	IdemRow    *new_row;
 
 	/* keys */
+	int			number_length;	/* see idem_number_length() */
 	KeyBound   *bound;			/* in the order of the key's index, or NULL */
 	bool		above_bound;	/* all rows so far */
 	IdemBatchEntry *slots;
@@ -91,26 +93,37 @@ idem_batch_hash(const IdemBatch *batch, const Datum *keys, const bool *nulls)
 	const IdemMergeInfo *info = batch->info;
 	uint64		hash = 0;
 
+	if (batch->number_length > 0)
+		return idem_number_hash(idem_number_from_datum(keys[0], batch->number_length));
 	for (int i = 0; i < info->nkeys; i++)
 		hash = idem_rowhash_value(batch->comparer->images[info->keys[i].column],
 								  keys[i], nulls[i], hash);
 	return hash;
 }
 
+/*
+ * How many bytes the keys have, if they are numbers; 0 otherwise. Of a number,
+ * an entry's hash is as good as the key.
+ */
+int
+idem_batch_number_length(const IdemBatch *batch)
+{
+	return batch->number_length;
+}
+
 static uint64
 row_hash(const IdemBatch *batch, const IdemRow *row)
 {
 	const IdemMergeInfo *info = batch->info;
-	uint64		hash = 0;
+	Datum		keys[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
 
 	for (int i = 0; i < info->nkeys; i++)
 	{
-		int			column = info->keys[i].column;
-
-		hash = idem_rowhash_value(batch->comparer->images[column],
-								  row->values[column], row->nulls[column], hash);
+		keys[i] = row->values[info->keys[i].column];
+		nulls[i] = row->nulls[info->keys[i].column];
 	}
-	return hash;
+	return idem_batch_hash(batch, keys, nulls);
 }
 
 /* Have two staged rows the same key? */
@@ -534,8 +547,14 @@ idem_batch_begin(const IdemMergeInfo *info, IdemComparer *comparer)
 	batch->old_row = idem_store_make_row(batch->store);
 	batch->new_row = idem_store_make_row(batch->store);
 	batch->nslots = INITIAL_SLOTS;
-	batch->slots = palloc0(sizeof(IdemBatchEntry) * INITIAL_SLOTS);
+	while (batch->nslots / 4 * 3 < idem_store_expected_rows(batch->store) &&
+		   batch->nslots * 2 * sizeof(IdemBatchEntry) <= get_hash_memory_limit() / 2)
+		batch->nslots *= 2;
+	batch->slots = MemoryContextAllocExtended(batch->context,
+											  batch->nslots * sizeof(IdemBatchEntry),
+											  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	batch->above_bound = true;
+	batch->number_length = idem_number_length(info);
 	return batch;
 }
 
@@ -721,19 +740,22 @@ idem_batch_refs(const IdemBatch *batch)
 	return refs;
 }
 
-/* Go through all rows, in no order; *position begins with 0. */
 bool
-idem_batch_next(const IdemBatch *batch, uint64 *position, IdemRowRef *ref, bool *matched)
+idem_batch_is_matched(const IdemBatchEntry *entry)
+{
+	return (entry->ref & MATCHED) != 0;
+}
+
+/* Go through all rows, in no order; *position begins with 0. NULL after the last. */
+const IdemBatchEntry *
+idem_batch_next(const IdemBatch *batch, uint64 *position)
 {
 	while (*position < batch->nslots)
 	{
 		const IdemBatchEntry *slot = &batch->slots[(*position)++];
 
-		if (slot->ref == 0)
-			continue;
-		*ref = idem_batch_ref(slot);
-		*matched = (slot->ref & MATCHED) != 0;
-		return true;
+		if (slot->ref != 0)
+			return slot;
 	}
-	return false;
+	return NULL;
 }

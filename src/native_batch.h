@@ -18,7 +18,8 @@ typedef struct IdemBatch IdemBatch;
 /* An entry of the table of keys. */
 typedef struct IdemBatchEntry
 {
-	uint64		hash;			/* of the key */
+	uint64		hash;			/* of the key; of a number, see
+								 * native_number.h */
 	IdemRowRef	ref;			/* 0: free */
 } IdemBatchEntry;
 
@@ -37,12 +38,13 @@ extern IdemRowRef *idem_batch_refs(const IdemBatch *batch);
 extern bool idem_batch_is_sorted(const IdemBatch *batch);
 extern IdemRow *idem_batch_next_sorted(IdemBatch *batch);
 
+extern int	idem_batch_number_length(const IdemBatch *batch);
 extern uint64 idem_batch_hash(const IdemBatch *batch, const Datum *keys, const bool *nulls);
 extern void idem_batch_prefetch(const IdemBatch *batch, uint64 hash);
 extern IdemBatchEntry *idem_batch_lookup(const IdemBatch *batch, uint64 hash);
 extern IdemBatchEntry *idem_batch_lookup_next(const IdemBatch *batch, IdemBatchEntry *entry);
-extern bool idem_batch_next(const IdemBatch *batch, uint64 *position, IdemRowRef *ref,
-							bool *matched);
+extern const IdemBatchEntry *idem_batch_next(const IdemBatch *batch, uint64 *position);
+extern bool idem_batch_is_matched(const IdemBatchEntry *entry);
 extern void idem_batch_set_matched(IdemBatchEntry *entry);
 extern IdemRowRef idem_batch_ref(const IdemBatchEntry *entry);
 

@@ -16,13 +16,12 @@
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
-#include "utils/fmgroids.h"
-#include "utils/lsyscache.h"
 #include "utils/tuplesort.h"
 #include "utils/tuplestore.h"
 
 #include "compat.h"
 #include "native_changes.h"
+#include "native_number.h"
 
 /* A change of a row whose key is a number. */
 typedef struct NumberedChange
@@ -64,31 +63,6 @@ struct IdemChanges
 	/* of rows that come sorted */
 	Tuplestorestate *rows;
 };
-
-/*
- * How many bytes a key has whose order is that of numbers; 0 if it is another
- * one.
- */
-static int
-number_length(const IdemMergeInfo *info)
-{
-	if (info->nkeys != 1 || (info->nulls_not_distinct && info->keys[0].nullable))
-		return 0;
-	switch (get_opcode(info->keys[0].sort_operator))
-	{
-		case F_INT2LT:
-			return sizeof(int16);
-		case F_INT4LT:
-		case F_DATE_LT:
-			return sizeof(int32);
-		case F_INT8LT:
-		case F_TIMESTAMP_LT:
-		case F_TIMESTAMPTZ_LT:
-			return sizeof(int64);
-		default:
-			return 0;
-	}
-}
 
 /* A place in a table as one number, which is NULL for no place. */
 static void
@@ -153,7 +127,7 @@ idem_changes_begin(const IdemMergeInfo *info, IdemStore *store, bool sorted)
 	changes->sort = tuplesort_begin_heap(tupdesc, info->nkeys, attnums, operators, collations,
 										 nulls_first, work_mem / 2, NULL, TUPLESORT_NONE);
 	changes->row = idem_store_make_row(store);
-	changes->number_length = number_length(info);
+	changes->number_length = idem_number_length(info);
 	if (changes->number_length > 0)
 	{
 		changes->max_numbered = INITIAL_NUMBERED;
@@ -187,9 +161,7 @@ give_up_array(IdemChanges *changes)
 	for (Size i = 0; i < changes->nnumbered; i++)
 	{
 		const NumberedChange *change = &changes->numbered[i];
-		Datum		key = changes->number_length == sizeof(int16) ? Int16GetDatum(change->key) :
-		changes->number_length == sizeof(int32) ? Int32GetDatum(change->key) :
-		Int64GetDatum(change->key);
+		Datum		key = idem_number_to_datum(change->key, changes->number_length);
 		bool		isnull = false;
 		ItemPointerData tid;
 
@@ -201,13 +173,27 @@ give_up_array(IdemChanges *changes)
 	changes->numbered = NULL;
 }
 
-static void
-add_numbered(IdemChanges *changes, Datum key, IdemRowRef ref, ItemPointer tid)
+/*
+ * Add a row of the store whose key is this number, in a batch where all keys are
+ * numbers; tid is that of the stored row, or NULL.
+ */
+void
+idem_changes_add_number(IdemChanges *changes, int64 number, IdemRowRef ref, ItemPointer tid)
 {
 	NumberedChange *change;
 	Datum		packed;
-	bool		isnull;
+	bool		isnull = false;
 
+	if (changes->numbered && changes->nnumbered == changes->max_numbered &&
+		changes->nnumbered * 2 * sizeof(NumberedChange) > work_mem * (Size) 1024)
+		give_up_array(changes);
+	if (changes->numbered == NULL)
+	{
+		Datum		key = idem_number_to_datum(number, changes->number_length);
+
+		sort_key(changes, &key, &isnull, ref, tid);
+		return;
+	}
 	if (changes->nnumbered == changes->max_numbered)
 	{
 		changes->max_numbered *= 2;
@@ -215,8 +201,7 @@ add_numbered(IdemChanges *changes, Datum key, IdemRowRef ref, ItemPointer tid)
 										  sizeof(NumberedChange) * changes->max_numbered);
 	}
 	change = &changes->numbered[changes->nnumbered++];
-	change->key = changes->number_length == sizeof(int16) ? DatumGetInt16(key) :
-		changes->number_length == sizeof(int32) ? DatumGetInt32(key) : DatumGetInt64(key);
+	change->key = number;
 	change->ref = ref;
 	pack_tid(tid, &packed, &isnull);
 	change->tid = isnull ? 0 : (uint64) DatumGetInt64(packed);
@@ -246,11 +231,9 @@ idem_changes_add(IdemChanges *changes, const IdemRow *row, IdemRowRef ref, ItemP
 		keys[i] = row->values[info->keys[i].column];
 		nulls[i] = row->nulls[info->keys[i].column];
 	}
-	if (changes->numbered && changes->nnumbered == changes->max_numbered &&
-		changes->nnumbered * 2 * sizeof(NumberedChange) > work_mem * (Size) 1024)
-		give_up_array(changes);
-	if (changes->numbered)
-		add_numbered(changes, keys[0], ref, tid);
+	if (changes->number_length > 0)
+		idem_changes_add_number(changes, idem_number_from_datum(keys[0], changes->number_length),
+								ref, tid);
 	else
 		sort_key(changes, keys, nulls, ref, tid);
 }
@@ -265,7 +248,7 @@ idem_changes_sort(IdemChanges *changes)
 		tuplesort_performsort(changes->sort);
 }
 
-/* Take some references from the sort, and let their rows come to the cache. */
+/* Take some references from the sort. */
 static void
 look_ahead(IdemChanges *changes)
 {
@@ -297,12 +280,12 @@ look_ahead(IdemChanges *changes)
 		}
 		changes->count++;
 	}
-	idem_store_prefetch(changes->store, changes->refs, changes->count);
 }
 
 /*
- * Take the next row, which is good until the one after it is taken. tid is
- * invalid if there is no stored row. False after the last one.
+ * Take the next row, fetched and not deformed yet; it is good until the one after
+ * it is taken. tid is invalid if there is no stored row. False after the last
+ * one.
  */
 bool
 idem_changes_next(IdemChanges *changes, IdemRow **row, IdemRowRef *ref, ItemPointer tid)
@@ -318,6 +301,7 @@ idem_changes_next(IdemChanges *changes, IdemRow **row, IdemRowRef *ref, ItemPoin
 		slot_getallattrs(slot);
 		changes->row->values = slot->tts_values;
 		changes->row->nulls = slot->tts_isnull;
+		changes->row->deformed = true;
 		unpack_tid(slot->tts_values[last], slot->tts_isnull[last], tid);
 		*ref = 0;
 		return true;
@@ -326,9 +310,10 @@ idem_changes_next(IdemChanges *changes, IdemRow **row, IdemRowRef *ref, ItemPoin
 		look_ahead(changes);
 	if (changes->count == 0)
 		return false;
+	idem_store_prefetch(changes->store, changes->refs, changes->count, changes->next);
 	*ref = changes->refs[changes->next];
 	*tid = changes->tids[changes->next++];
-	idem_store_load(changes->store, *ref, changes->row);
+	idem_store_fetch(changes->store, *ref, changes->row);
 	return true;
 }
 

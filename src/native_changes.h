@@ -16,6 +16,8 @@ typedef struct IdemChanges IdemChanges;
 extern IdemChanges *idem_changes_begin(const IdemMergeInfo *info, IdemStore *store, bool sorted);
 extern void idem_changes_add(IdemChanges *changes, const IdemRow *row, IdemRowRef ref,
 							 ItemPointer tid);
+extern void idem_changes_add_number(IdemChanges *changes, int64 number, IdemRowRef ref,
+									ItemPointer tid);
 extern void idem_changes_sort(IdemChanges *changes);
 extern bool idem_changes_next(IdemChanges *changes, IdemRow **row, IdemRowRef *ref,
 							  ItemPointer tid);

@@ -21,6 +21,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
+#include "optimizer/plancat.h"
 #include "parser/parse_coerce.h"
 #include "storage/buf_internals.h"
 #include "storage/bufmgr.h"
@@ -38,6 +39,10 @@
 #define CHUNK_BITS		20
 #define CHUNK_SIZE		((Size) 1 << CHUNK_BITS)
 
+/* How many rows before it is loaded what leads to a row, and the row, should come. */
+#define LEAD_DISTANCE	64
+#define ROW_DISTANCE	32
+
 struct IdemStore
 {
 	MemoryContext context;
@@ -47,6 +52,7 @@ struct IdemStore
 
 	Relation	staging;		/* if it is scanned without the executor */
 	bool		by_tid;			/* rows are loaded from there again */
+	bool		whole;			/* a row is kept just as it will be stored */
 	Buffer	   *buffers;		/* where its blocks were seen last */
 
 	TupleDesc	copied;			/* of rows that are copied */
@@ -138,12 +144,35 @@ idem_store_convert(IdemStore *store, IdemRow *row)
 }
 
 /*
+ * Are rows kept with the columns of the target, all of them and no others, in
+ * its order and with its types? Then whole rows can be compared and copied.
+ */
+static bool
+keeps_whole_rows(const IdemStore *store)
+{
+	const IdemMergeInfo *info = store->info;
+	Relation	target = table_open(info->target, NoLock);
+	bool		whole = RelationGetNumberOfAttributes(target) == info->ncolumns;
+
+	table_close(target, NoLock);
+	if (store->by_tid)
+		whole &= RelationGetNumberOfAttributes(store->staging) == info->ncolumns;
+	for (int i = 0; i < info->ncolumns; i++)
+	{
+		whole &= info->columns[i].target_attnum == i + 1;
+		if (store->by_tid)
+			whole &= info->columns[i].staged_attnum == i + 1 && store->casts[i] == NULL;
+	}
+	return whole;
+}
+
+/*
  * Let the slot have a tuple of staging. It was seen by the snapshot, which keeps
  * it where it is, so neither visibility nor a lock on the buffer is needed. To
  * look a buffer up costs more than all the rest, hence the guess where it is.
  */
 static void
-load_tuple(IdemStore *store, IdemRowRef ref, IdemRow *row)
+fetch_tuple(IdemStore *store, IdemRowRef ref, IdemRow *row)
 {
 	BlockNumber block = (BlockNumber) (ref >> 16);
 	OffsetNumber offset = (OffsetNumber) (ref & 0xFFFF);
@@ -172,8 +201,9 @@ load_tuple(IdemStore *store, IdemRowRef ref, IdemRow *row)
 /*
  * Let a row come to the cache: first what leads to it, later the row. Memory is
  * only hinted at, or looked at without a pin, where wrong data cannot do harm.
+ * Inline, for gcc removes calls of a function that has no other effect.
  */
-static void
+static pg_attribute_always_inline void
 prefetch_row(const IdemStore *store, IdemRowRef ref, bool lead)
 {
 #ifdef __GNUC__
@@ -208,30 +238,52 @@ prefetch_row(const IdemStore *store, IdemRowRef ref, bool lead)
 }
 
 /*
- * Let rows come to the cache, so that waiting for memory is for all of them at
- * once. A reference of 0 is passed over.
+ * To be called before each of count rows is fetched, which is the next one: lets
+ * those after it come to the cache meanwhile. A reference of 0 is passed over.
  */
 void
-idem_store_prefetch(const IdemStore *store, const IdemRowRef *refs, int count)
+idem_store_prefetch(const IdemStore *store, const IdemRowRef *refs, int count, int next)
 {
-	for (int i = 0; i < count; i++)
+	for (int i = next == 0 ? 0 : next + LEAD_DISTANCE - 1;
+		 i < Min(count, next + LEAD_DISTANCE); i++)
 		if (refs[i] != 0)
 			prefetch_row(store, refs[i], true);
-	for (int i = 0; i < count; i++)
+	for (int i = next == 0 ? 0 : next + ROW_DISTANCE - 1;
+		 i < Min(count, next + ROW_DISTANCE); i++)
 		if (refs[i] != 0)
 			prefetch_row(store, refs[i], false);
 }
 
-/* Load a row that was put into the store. */
+/* Fetch a row that was put into the store; what is in it has to be deformed yet. */
 void
-idem_store_load(IdemStore *store, IdemRowRef ref, IdemRow *row)
+idem_store_fetch(IdemStore *store, IdemRowRef ref, IdemRow *row)
+{
+	MinimalTuple tuple;
+
+	row->deformed = false;
+	if (store->by_tid)
+	{
+		fetch_tuple(store, ref, row);
+		return;
+	}
+	tuple = (MinimalTuple) (store->chunks[ref >> CHUNK_BITS] + (ref & (CHUNK_SIZE - 1)));
+	ExecStoreMinimalTuple(tuple, row->slot, false);
+	row->tuple.t_data = (HeapTupleHeader) ((char *) tuple - MINIMAL_TUPLE_OFFSET);
+	row->tuple.t_len = tuple->t_len + MINIMAL_TUPLE_OFFSET;
+}
+
+/* Let a row that was fetched have its values, converted. */
+void
+idem_store_deform(IdemStore *store, IdemRow *row)
 {
 	const IdemMergeInfo *info = store->info;
 
+	if (row->deformed)
+		return;
+	row->deformed = true;
+	slot_getallattrs(row->slot);
 	if (store->by_tid)
 	{
-		load_tuple(store, ref, row);
-		slot_getallattrs(row->slot);
 		for (int i = 0; i < info->ncolumns; i++)
 		{
 			int			attribute = info->columns[i].staged_attnum - 1;
@@ -242,12 +294,44 @@ idem_store_load(IdemStore *store, IdemRowRef ref, IdemRow *row)
 		idem_store_convert(store, row);
 		return;
 	}
-	ExecStoreMinimalTuple((MinimalTuple) (store->chunks[ref >> CHUNK_BITS] +
-										  (ref & (CHUNK_SIZE - 1))),
-						  row->slot, false);
-	slot_getallattrs(row->slot);
 	memcpy(row->values, row->slot->tts_values, sizeof(Datum) * info->ncolumns);
 	memcpy(row->nulls, row->slot->tts_isnull, sizeof(bool) * info->ncolumns);
+}
+
+/* Fetch a row, and let it have its values. */
+void
+idem_store_load(IdemStore *store, IdemRowRef ref, IdemRow *row)
+{
+	idem_store_fetch(store, ref, row);
+	idem_store_deform(store, row);
+}
+
+/*
+ * Is the row that was fetched, in row->tuple but for the header's fields about
+ * transactions, what a row of the target would look like? Not if columns were
+ * added to a table without the row having been written anew.
+ */
+bool
+idem_store_is_whole(const IdemStore *store, const IdemRow *row)
+{
+	return store->whole &&
+		HeapTupleHeaderGetNatts(row->tuple.t_data) == store->info->ncolumns;
+}
+
+/*
+ * Is the row that was fetched the same as the stored one, byte by byte? If not,
+ * it still may have the same content.
+ */
+bool
+idem_store_is_same(const IdemStore *store, const IdemRow *row, HeapTuple stored)
+{
+	HeapTupleHeader a = row->tuple.t_data;
+	HeapTupleHeader b = stored->t_data;
+
+	return idem_store_is_whole(store, row) && row->tuple.t_len == stored->t_len &&
+		HeapTupleHeaderGetNatts(a) == HeapTupleHeaderGetNatts(b) && a->t_hoff == b->t_hoff &&
+		(a->t_infomask & HEAP_HASNULL) == (b->t_infomask & HEAP_HASNULL) &&
+		memcmp(a->t_bits, b->t_bits, stored->t_len - SizeofHeapTupleHeader) == 0;
 }
 
 /* Copy a row; the reference is where the copy is. */
@@ -325,6 +409,7 @@ idem_store_begin(const IdemMergeInfo *info)
 	}
 	else
 		table_close(staging, NoLock);
+	store->whole = keeps_whole_rows(store);
 	return store;
 }
 
@@ -372,6 +457,19 @@ int64
 idem_store_bytes(const IdemStore *store)
 {
 	return store->staging ? (int64) RelationGetNumberOfBlocks(store->staging) * BLCKSZ : 0;
+}
+
+/* About how many rows there are; 0 if only the executor may know. */
+double
+idem_store_expected_rows(const IdemStore *store)
+{
+	BlockNumber pages;
+	double		tuples = 0;
+	double		all_visible;
+
+	if (store->staging)
+		estimate_rel_size(store->staging, NULL, &pages, &tuples, &all_visible);
+	return tuples;
 }
 
 /* What a converted row looks like. */

@@ -191,13 +191,12 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 	return writer;
 }
 
-/* Compute and check what depends on the row as a whole. */
+/* Compute and check what depends on the row as a whole, which the slot has. */
 static void
 complete_row(IdemWriter *writer, TupleTableSlot *slot)
 {
 	const TupleConstr *constr = RelationGetDescr(writer->target)->constr;
 
-	ExecStoreVirtualTuple(slot);
 	slot->tts_tableOid = RelationGetRelid(writer->target);
 
 	/* Also in an update all of them. */
@@ -235,9 +234,10 @@ insert_index_entries(IdemWriter *writer, TupleTableSlot *slot, bool is_update,
 }
 
 static void
-note_written(IdemWriter *writer)
+note_written(IdemWriter *writer, int rows)
 {
-	pgstat_progress_update_param(PROGRESS_COPY_TUPLES_PROCESSED, ++writer->written);
+	writer->written += rows;
+	pgstat_progress_update_param(PROGRESS_COPY_TUPLES_PROCESSED, writer->written);
 }
 
 /* Write the rows that wait. False on contention. */
@@ -259,11 +259,50 @@ idem_writer_flush(IdemWriter *writer)
 			ExecARInsertTriggers(writer->estate, writer->relinfo, writer->slots[i], NIL,
 								 writer->inserted_rows);
 		ExecClearTuple(writer->slots[i]);
-		note_written(writer);
 	}
+	note_written(writer, writer->nbuffered);
 	writer->nbuffered = 0;
 	writer->buffered_bytes = 0;
 	return done;
+}
+
+/* The slot for the next row to be buffered. */
+static TupleTableSlot *
+next_slot(IdemWriter *writer)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (writer->nbuffered == writer->nslots)
+		writer->slots[writer->nslots++] = table_slot_create(writer->target, NULL);
+	ExecClearTuple(writer->slots[writer->nbuffered]);
+	ResetPerTupleExprContext(writer->estate);
+	return writer->slots[writer->nbuffered];
+}
+
+/* Buffer the row that is in the slot, and depends on nothing else any more. */
+static bool
+buffer_row(IdemWriter *writer, TupleTableSlot *slot)
+{
+	writer->nbuffered++;
+	writer->buffered_bytes += ((HeapTuple) ExecFetchSlotHeapTuple(slot, false, NULL))->t_len;
+	if (writer->nbuffered >= writer->max_buffered ||
+		writer->buffered_bytes >= MAX_BUFFERED_BYTES)
+		return idem_writer_flush(writer);
+	return true;
+}
+
+/*
+ * Insert a row that has all columns of the target, as it has them, but for what
+ * the header says of transactions. False on contention; then nothing more may be
+ * written.
+ */
+bool
+idem_writer_insert_whole(IdemWriter *writer, HeapTuple row)
+{
+	TupleTableSlot *slot = next_slot(writer);
+
+	ExecForceStoreHeapTuple(row, slot, false);
+	complete_row(writer, slot);
+	return buffer_row(writer, slot);
 }
 
 /*
@@ -273,16 +312,10 @@ idem_writer_flush(IdemWriter *writer)
 bool
 idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 {
-	TupleTableSlot *slot;
+	TupleTableSlot *slot = next_slot(writer);
 	MemoryContext old_context;
 	int			natts = RelationGetDescr(writer->target)->natts;
 
-	CHECK_FOR_INTERRUPTS();
-	if (writer->nbuffered == writer->nslots)
-		writer->slots[writer->nslots++] = table_slot_create(writer->target, NULL);
-	slot = writer->slots[writer->nbuffered];
-	ExecClearTuple(slot);
-	ResetPerTupleExprContext(writer->estate);
 	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
 	memset(slot->tts_values, 0, sizeof(Datum) * natts);
 	memset(slot->tts_isnull, true, sizeof(bool) * natts);
@@ -296,6 +329,7 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 													   GetPerTupleExprContext(writer->estate),
 													   &slot->tts_isnull[attribute]);
 		}
+	ExecStoreVirtualTuple(slot);
 	complete_row(writer, slot);
 
 	/*
@@ -304,12 +338,7 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 	 */
 	ExecMaterializeSlot(slot);
 	MemoryContextSwitchTo(old_context);
-	writer->nbuffered++;
-	writer->buffered_bytes += ((HeapTuple) ExecFetchSlotHeapTuple(slot, false, NULL))->t_len;
-	if (writer->nbuffered >= writer->max_buffered ||
-		writer->buffered_bytes >= MAX_BUFFERED_BYTES)
-		return idem_writer_flush(writer);
-	return true;
+	return buffer_row(writer, slot);
 }
 
 /*
@@ -340,6 +369,7 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	memcpy(slot->tts_values, writer->old_slot->tts_values, sizeof(Datum) * natts);
 	memcpy(slot->tts_isnull, writer->old_slot->tts_isnull, sizeof(bool) * natts);
 	set_staged(writer, slot, false, values, nulls);
+	ExecStoreVirtualTuple(slot);
 	complete_row(writer, slot);
 	/* The old values may go before the new row is stored. */
 	ExecMaterializeSlot(slot);
@@ -367,7 +397,7 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	if (writer->target->trigdesc)
 		ExecARUpdateTriggers(writer->estate, writer->relinfo, NULL, NULL, tid, NULL, slot, NIL,
 							 writer->updated_rows, false);
-	note_written(writer);
+	note_written(writer, 1);
 	return true;
 }
 

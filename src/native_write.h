@@ -18,6 +18,7 @@ typedef struct IdemWriter IdemWriter;
 extern bool idem_writer_shows_order(const IdemMergeInfo *info, Relation target);
 extern IdemWriter *idem_writer_begin(const IdemMergeInfo *info, Relation target,
 									 Snapshot snapshot, bool indexes_later);
+extern bool idem_writer_insert_whole(IdemWriter *writer, HeapTuple row);
 extern bool idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls);
 extern bool idem_writer_update(IdemWriter *writer, ItemPointer tid,
 							   const Datum *values, const bool *nulls);
