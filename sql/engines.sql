@@ -738,6 +738,17 @@ FETCH c;
 SELECT engine, summary FROM idem_merge('es', 'e', '{k}', 'b', exclusive => true);
 FETCH c;
 ROLLBACK;
+-- By an index, which cannot be built while the cursor has it.
+BEGIN;
+CREATE TABLE e_filled (k int PRIMARY KEY, v text);
+SET LOCAL enable_seqscan = off;
+SET LOCAL enable_bitmapscan = off;
+DECLARE c CURSOR FOR SELECT k FROM e_filled WHERE k > 0;
+FETCH c;
+SELECT engine, summary FROM idem_merge('es', 'e_filled', '{k}', 'b', on_schema_change => 'ignore', exclusive => true);
+FETCH c;
+SELECT count(*), min(k), max(k) FROM e_filled WHERE k > 0;
+ROLLBACK;
 -- In a table that is new, and what is left after a rollback.
 BEGIN;
 CREATE TABLE e_new (LIKE e INCLUDING ALL);

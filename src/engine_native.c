@@ -825,8 +825,7 @@ attempt(void *arg)
 	run->comparer = idem_rowcmp_begin(run->info);
 	run->fills = run->info->request->exclusive &&
 		run->info->request->mode != IDEM_MODE_UPDATE &&
-		RelationGetNumberOfBlocks(run->target) == 0 &&
-		!idem_writer_shows_order(run->info, run->target);
+		idem_writer_may_fill(run->info, run->target);
 	run->batch = idem_batch_begin(run->info, run->comparer);
 	run->store = idem_batch_store(run->batch);
 	prepare(run);

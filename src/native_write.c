@@ -109,12 +109,29 @@ has_other_unique_index(Oid key_index, Relation target)
 	return found;
 }
 
+/* Has this session one of the indexes open already, as an open cursor does? */
+static bool
+has_index_in_use(Relation target)
+{
+	ListCell   *lc;
+	bool		found = false;
+
+	foreach(lc, RelationGetIndexList(target))
+	{
+		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
+
+		found |= index->rd_refcnt > 1;
+		index_close(index, NoLock);
+	}
+	return found;
+}
+
 /*
  * Can somebody tell in which order rows are written? A second unique index can,
  * since one row may take what another one gives up, and triggers can.
  */
-bool
-idem_writer_shows_order(const IdemMergeInfo *info, Relation target)
+static bool
+shows_order(const IdemMergeInfo *info, Relation target)
 {
 	const TriggerDesc *triggers = target->trigdesc;
 
@@ -123,10 +140,22 @@ idem_writer_shows_order(const IdemMergeInfo *info, Relation target)
 }
 
 /*
+ * Can all rows be written first, in any order, and the indexes be built
+ * afterwards? Only into an empty target, of which the caller holds
+ * AccessExclusiveLock.
+ */
+bool
+idem_writer_may_fill(const IdemMergeInfo *info, Relation target)
+{
+	return RelationGetNumberOfBlocks(target) == 0 && !shows_order(info, target) &&
+		!has_index_in_use(target);
+}
+
+/*
  * Begin to write. The caller holds RowExclusiveLock, and the snapshot is the
  * active one. Lives in the current memory context; BEFORE STATEMENT triggers
- * fire. With indexes_later the caller holds AccessExclusiveLock, and the target
- * is empty: its indexes are built in idem_writer_finish().
+ * fire. With indexes_later, for which idem_writer_may_fill() must be true, its
+ * indexes are built in idem_writer_finish().
  */
 IdemWriter *
 idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
@@ -165,7 +194,7 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 		ExecOpenIndices(writer->relinfo, false);
 	writer->cid = GetCurrentCommandId(true);
 	writer->estate->es_output_cid = writer->cid;
-	writer->in_order = idem_writer_shows_order(info, target);
+	writer->in_order = shows_order(info, target);
 	writer->max_buffered = has_other_unique_index(info->index, target) ? 1 : MAX_BUFFERED_ROWS;
 	writer->bulk = GetBulkInsertState();
 	writer->old_slot = table_slot_create(target, NULL);

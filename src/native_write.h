@@ -15,7 +15,7 @@
 
 typedef struct IdemWriter IdemWriter;
 
-extern bool idem_writer_shows_order(const IdemMergeInfo *info, Relation target);
+extern bool idem_writer_may_fill(const IdemMergeInfo *info, Relation target);
 extern IdemWriter *idem_writer_begin(const IdemMergeInfo *info, Relation target,
 									 Snapshot snapshot, bool indexes_later);
 extern bool idem_writer_insert_whole(IdemWriter *writer, HeapTuple row);
