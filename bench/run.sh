@@ -11,6 +11,8 @@
 #   WORK_MEM=64MB
 #   SHARED_BUFFERS=1GB
 #   OUT=results/bench where results.csv, results.md and chart.svg are written
+#   ADD=yes           keep what OUT has of other profiles, if it was measured on
+#                     the same machine with the same settings
 #   PG_MAJOR=NN       which PostgreSQL, of those that Debian or Ubuntu installed
 #   PG_CONFIG=...     or another one
 # Machines are noisy: read the ratios, not the seconds. Exits with 1 if methods
@@ -172,10 +174,20 @@ describe_machine()
     echo "- $(ask "SELECT string_agg(name || ' ' || current_setting(name), ', ' ORDER BY name)
                   FROM pg_settings WHERE name IN ('shared_buffers', 'work_mem', 'hash_mem_multiplier', 'jit', 'fsync',
                       'full_page_writes', 'wal_level', 'maintenance_work_mem', 'max_wal_size', 'autovacuum')")"
-    echo "- SCALE $scale, $repeat runs of each method, $(date -u +%Y-%m-%d), load average at the start: $load"
+    echo "- SCALE $scale, $repeat runs of each method"
 }
 
-load=$(cut -d ' ' -f 1 /proc/loadavg)
+# Prints those lines of the earlier results.csv that are not of what will be
+# measured now.
+kept_results()
+{
+    awk -F , -v profiles=" $profiles " '
+        {
+            profile = $1 ~ /^small_/ ? "small" : $1 ~ /^clients_/ ? "concurrency" : $1 == "replay_by_id" ? "ledger" : $1
+        }
+        NR > 1 && !index(profiles, " " profile " ")' "$out/results.csv"
+}
+
 if [ -n "${PG_CONFIG:-}" ]; then
     bindir=$("$PG_CONFIG" --bindir)
     major=$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
@@ -200,7 +212,18 @@ autovacuum = off
 END
 sql -f bench/tables.sql
 
-echo "profile,method,seconds,wal,growth,peak,engine,summary,content" >"$out/results.csv"
+describe_machine >"$work/machine"
+: >"$work/kept"
+if [ -n "${ADD:-}" ] && [ -e "$out/results.csv" ]; then
+    # The description ends at the first heading after it.
+    sed -n '/^- /p; /^## /q' "$out/results.md" | diff - "$work/machine" ||
+        die "$out/results.md is about another machine, or about other settings"
+    kept_results >"$work/kept"
+fi
+{
+    echo "profile,method,seconds,wal,growth,peak,engine,summary,content"
+    cat "$work/kept"
+} >"$out/results.csv"
 for profile in $profiles; do
     started=$SECONDS
     case $profile in
@@ -213,7 +236,9 @@ done
 {
     echo "# Results of the benchmark"
     echo
-    describe_machine
+    cat "$work/machine"
+    echo
+    echo "Last measured on $(date -u +%Y-%m-%d)."
     sql -v chart="$work/tmp/chart" -f bench/report.sql <"$out/results.csv" | awk -f bench/markdown.awk
 } >"$out/results.md"
 cat "$out/results.md"
