@@ -33,6 +33,9 @@ note("SEED=$seed BATCHES=$wanted");
 
 my $node = make_cluster('engines', conf => "shared_buffers = 64MB\nfsync = off\nlog_statement = none\n");
 
+do_without_icu()
+  if $node->safe_psql('postgres', q(SELECT count(*) FROM pg_collation WHERE collname = 'und-x-icu')) == 0;
+
 #
 # Batches one after the other
 #

@@ -14,7 +14,7 @@ use warnings;
 use Exporter 'import';
 use List::Util qw(max min shuffle);
 
-our @EXPORT = qw(pick chance preamble known_features make_shape shape_script batch_script end_script array_literal);
+our @EXPORT = qw(pick chance preamble known_features do_without_icu make_shape shape_script batch_script end_script array_literal);
 
 # Functions that the scripts use, and types for columns.
 sub preamble
@@ -224,6 +224,7 @@ my @keys = (
             [ 'int4', '#' ],
         ],
     },
+    { type => 'text COLLATE "und-x-icu"', expr => "('{a,B,é,Z,_}'::text[])[# % 5 + 1] || #" },
     { type => 'text', expr => "CASE # WHEN 0 THEN '' ELSE ('{a,B,é,Z,_}'::text[])[# % 5 + 1] || # END" },
     {   type => 'varchar(8)', expr => "'v' || #",
         staged => [
@@ -331,6 +332,14 @@ my %known_features = (
 sub known_features
 {
     return sort keys %known_features;
+}
+
+# For servers that were built without ICU.
+sub do_without_icu
+{
+    @keys = grep { $_->{type} !~ /-x-icu/ } @keys;
+    delete @known_features{ grep { /-x-icu/ } keys %known_features };
+    return;
 }
 
 # A target, and the staging relation that goes with it.
@@ -495,7 +504,19 @@ sub make_shape
         push @{ $shape{columns} }, stage_as({ name => 'late', role => 'late', type => 'text', expr => "'late ' || # % 3" });
         delete $shape{columns}[-1]{staged} if chance(0.5);
     }
-    $shape{staged} = [ shuffle(grep { $_->{staged} } @{ $shape{columns} }) ];
+    # Rows of staging that has the target's columns as they are can be taken whole.
+    if ($want->('staging like the target', 0.3))
+    {
+        foreach my $column (grep { $_->{role} !~ /generated|sequence/ } @{ $shape{columns} })
+        {
+            $column->{staged} = { type => $column->{type} =~ s/ COLLATE.*//r, expr => $column->{expr} };
+        }
+        $shape{staged} = [ grep { $_->{staged} } @{ $shape{columns} } ];
+    }
+    else
+    {
+        $shape{staged} = [ shuffle(grep { $_->{staged} } @{ $shape{columns} }) ];
+    }
     $shape{extra} = chance(0.12);
     $features->{'extra column'} = 1 if $shape{extra};
     $shape{rows} = $big ? pick(0, 5, 100) : pick(0, 5, 30, 30, 300, 300, 300, 3000);
