@@ -2,17 +2,17 @@
 
 EXTENSION  = idempotent_ingest
 # The same as in the control file and in META.json; test/lint.sh compares them.
-EXTVERSION = 0.1.0
+EXTVERSION = 0.2.0
 
 MODULE_big = $(EXTENSION)
-DATA       = $(EXTENSION)--$(EXTVERSION).sql
+DATA       = $(sort $(wildcard $(EXTENSION)--*.sql))
 OBJS       = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 
 # The tests are listed by name, so that a file that got lost, or one that was
 # never added, is found by test/lint.sh instead of being passed over.
 REGRESS = merge_basic merge_versions merge_dedupe merge_types merge_targets merge_noop \
 	merge_noop_wal merge_citext merge_icu merge_foreign merge_xml \
-	merge_large merge_errors engines ledger fingerprint privileges quoting
+	merge_large merge_errors engines ledger fingerprint privileges quoting oldextversions
 
 ISOLATION = same_batch same_batch_other_content derived_id claim reapply forget \
 	overlap unversioned_turns overtaken versioned_parallel version_guard \

@@ -1,0 +1,376 @@
+/* idempotent_ingest--0.2.0.sql */
+
+-- complain if script is sourced in psql, rather than via CREATE EXTENSION
+\echo Use "CREATE EXTENSION idempotent_ingest" to load this file. \quit
+
+--
+-- The ledger. Only the extension's own functions write it; people read
+-- idem_batches.
+--
+CREATE TABLE @extschema@.idem_ledger (
+    target               regclass NOT NULL,
+    pipeline             text COLLATE "C" NOT NULL,
+    batch_id             text COLLATE "C" NOT NULL,
+    claimed_by           regrole NOT NULL DEFAULT 0,
+    target_type          regtype NOT NULL DEFAULT 0,
+    operation            text COLLATE "C" NOT NULL,
+    revision             integer NOT NULL DEFAULT 1,
+    fingerprint          text COLLATE "C",
+    fingerprint_version  smallint,
+    fingerprint_columns  text[],
+    earlier_fingerprints text[],
+    rows_staged          bigint,
+    rows_duplicate       bigint,
+    rows_inserted        bigint,
+    rows_updated         bigint,
+    rows_deleted         bigint,
+    rows_unchanged       bigint,
+    rows_stale           bigint,
+    rows_skipped         bigint,
+    engine               text COLLATE "C",
+    applied_at           timestamptz NOT NULL,
+    elapsed              interval,
+    role                 name NOT NULL,
+    application_name     text,
+    xid                  xid8 NOT NULL,
+    turn                 integer,
+    options              jsonb NOT NULL DEFAULT '{}',
+    metadata             jsonb,
+    CONSTRAINT idem_ledger_pkey PRIMARY KEY (target, pipeline, batch_id, claimed_by)
+) WITH (fillfactor = 80);
+
+-- Only merges above READ COMMITTED ask for "what was committed since my
+-- snapshot"; BRIN answers that at next to no cost for all the others. It has no
+-- operator class for xid8.
+CREATE INDEX idem_ledger_xid_idx ON @extschema@.idem_ledger USING brin ((xid::pg_catalog.text::pg_catalog.int8));
+
+COMMENT ON TABLE @extschema@.idem_ledger IS
+'One row for each batch that was applied; written only by idem_merge(), idem_claim() and idem_forget(), in the transaction of the batch itself. Read it through the view idem_batches.';
+COMMENT ON COLUMN @extschema@.idem_ledger.target IS 'table that the batch was merged into; 0 for idem_claim() without a target';
+COMMENT ON COLUMN @extschema@.idem_ledger.pipeline IS 'sender of the batch, empty string if unnamed; at most 255 bytes';
+COMMENT ON COLUMN @extschema@.idem_ledger.batch_id IS 'name of the batch within target and pipeline; at most 255 bytes';
+COMMENT ON COLUMN @extschema@.idem_ledger.claimed_by IS 'role that a claim without a target belongs to; 0 for all others';
+COMMENT ON COLUMN @extschema@.idem_ledger.target_type IS 'row type of the target, which tells a table from a later one that happens to get the same OID; 0 without a target';
+COMMENT ON COLUMN @extschema@.idem_ledger.operation IS 'function that recorded the batch: merge (idem_merge) or claim (idem_claim)';
+COMMENT ON COLUMN @extschema@.idem_ledger.revision IS '1, and one more for each time that the batch was applied again on purpose';
+COMMENT ON COLUMN @extschema@.idem_ledger.fingerprint IS '128-bit hash of the set of distinct staged rows, in hex; for a claim, what the caller gave';
+COMMENT ON COLUMN @extschema@.idem_ledger.fingerprint_version IS 'version of the fingerprint algorithm; NULL for a claim';
+COMMENT ON COLUMN @extschema@.idem_ledger.fingerprint_columns IS 'staged columns that the fingerprint covers';
+COMMENT ON COLUMN @extschema@.idem_ledger.earlier_fingerprints IS 'fingerprints of the earlier revisions, oldest first';
+COMMENT ON COLUMN @extschema@.idem_ledger.rows_staged IS 'rows read from staging; the sum of all the counts that follow';
+COMMENT ON COLUMN @extschema@.idem_ledger.rows_duplicate IS 'staged rows that another row of the same key replaced';
+COMMENT ON COLUMN @extschema@.idem_ledger.rows_inserted IS 'rows inserted into the target';
+COMMENT ON COLUMN @extschema@.idem_ledger.rows_updated IS 'rows of the target that were updated';
+COMMENT ON COLUMN @extschema@.idem_ledger.rows_deleted IS 'rows deleted from the target; always 0 in this version';
+COMMENT ON COLUMN @extschema@.idem_ledger.rows_unchanged IS 'staged rows that the target already had';
+COMMENT ON COLUMN @extschema@.idem_ledger.rows_stale IS 'staged rows older than the stored ones, by the version columns';
+COMMENT ON COLUMN @extschema@.idem_ledger.rows_skipped IS 'staged rows left out by the mode, or by a BEFORE trigger that returned NULL';
+COMMENT ON COLUMN @extschema@.idem_ledger.engine IS 'engine that applied the batch: native or sql';
+COMMENT ON COLUMN @extschema@.idem_ledger.applied_at IS 'when the batch was applied: the clock at the end of the merge';
+COMMENT ON COLUMN @extschema@.idem_ledger.elapsed IS 'how long the call took, waiting included';
+COMMENT ON COLUMN @extschema@.idem_ledger.role IS 'role that applied the batch';
+COMMENT ON COLUMN @extschema@.idem_ledger.application_name IS 'application_name of the session that applied the batch';
+COMMENT ON COLUMN @extschema@.idem_ledger.xid IS 'transaction that applied the batch';
+COMMENT ON COLUMN @extschema@.idem_ledger.turn IS 'class of merges that this one may run beside; NULL if it took its turn alone';
+COMMENT ON COLUMN @extschema@.idem_ledger.options IS 'options that decide the result, without those at their default: key, version, audit, update, exclude, mode, on_duplicate, on_stale';
+COMMENT ON COLUMN @extschema@.idem_ledger.metadata IS 'what the caller wanted to keep with the batch';
+COMMENT ON INDEX @extschema@.idem_ledger_xid_idx IS 'finds the batches committed since a snapshot, for merges above READ COMMITTED';
+
+REVOKE ALL ON @extschema@.idem_ledger FROM PUBLIC;
+
+--
+-- What is no longer in the ledger as it was.
+--
+CREATE TABLE @extschema@.idem_audit (
+    audit_id   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    audited_at timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+    action     text COLLATE "C" NOT NULL,
+    role       name NOT NULL,
+    reason     text,
+    entry      jsonb NOT NULL,
+    CONSTRAINT idem_audit_action_check CHECK (action OPERATOR(pg_catalog.=) 'forget' OR action OPERATOR(pg_catalog.=) 'reapply' OR action OPERATOR(pg_catalog.=) 'apply')
+);
+
+COMMENT ON TABLE @extschema@.idem_audit IS
+'Ledger rows as they were before somebody forgot them (idem_forget) or applied the batch again (on_replay => ''reapply'', on_mismatch => ''apply'').';
+COMMENT ON COLUMN @extschema@.idem_audit.audit_id IS 'number of the entry';
+COMMENT ON COLUMN @extschema@.idem_audit.audited_at IS 'when it happened';
+COMMENT ON COLUMN @extschema@.idem_audit.action IS 'forget, reapply or apply (other content under a known id)';
+COMMENT ON COLUMN @extschema@.idem_audit.role IS 'role that did it';
+COMMENT ON COLUMN @extschema@.idem_audit.reason IS 'why, as given to idem_forget()';
+COMMENT ON COLUMN @extschema@.idem_audit.entry IS 'the ledger row as it was';
+
+-- For the same question as idem_ledger_xid_idx.
+CREATE INDEX idem_audit_xid_idx ON @extschema@.idem_audit USING brin (((entry OPERATOR(pg_catalog.->>) 'xid')::pg_catalog.int8));
+COMMENT ON INDEX @extschema@.idem_audit_xid_idx IS 'finds the batches committed since a snapshot, and forgotten or applied again since, for merges above READ COMMITTED';
+
+REVOKE ALL ON @extschema@.idem_audit FROM PUBLIC;
+REVOKE ALL ON SEQUENCE @extschema@.idem_audit_audit_id_seq FROM PUBLIC;
+
+-- A row about a table that is gone would be restored as a bare number, and one
+-- about a table that merely has its OID would be wrong: neither is dumped.
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_ledger', $filter$
+WHERE (target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
+       OR EXISTS (SELECT FROM pg_catalog.pg_class c
+                  WHERE c.oid OPERATOR(pg_catalog.=) target::pg_catalog.oid
+                    AND c.reltype OPERATOR(pg_catalog.=) target_type::pg_catalog.oid))
+  AND (claimed_by::pg_catalog.oid OPERATOR(pg_catalog.=) 0
+       OR EXISTS (SELECT FROM pg_catalog.pg_roles r
+                  WHERE r.oid OPERATOR(pg_catalog.=) claimed_by::pg_catalog.oid))
+$filter$);
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_audit', '');
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_audit_audit_id_seq', '');
+
+CREATE VIEW @extschema@.idem_batches WITH (security_barrier) AS
+SELECT l.target, l.pipeline, l.batch_id, l.operation, l.revision,
+       l.rows_staged, l.rows_duplicate, l.rows_inserted, l.rows_updated,
+       l.rows_deleted, l.rows_unchanged, l.rows_stale, l.rows_skipped,
+       l.fingerprint, l.engine, l.applied_at, l.elapsed, l.role,
+       l.application_name, l.xid, l.options, l.metadata
+FROM @extschema@.idem_ledger l
+WHERE CASE WHEN l.target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
+           THEN pg_catalog.pg_has_role(l.claimed_by::pg_catalog.oid, 'USAGE')
+           ELSE EXISTS (SELECT FROM pg_catalog.pg_class c
+                        WHERE c.oid OPERATOR(pg_catalog.=) l.target::pg_catalog.oid
+                          AND c.reltype OPERATOR(pg_catalog.=) l.target_type::pg_catalog.oid
+                          AND pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')
+                          AND (pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                               OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT')))
+      END;
+
+COMMENT ON VIEW @extschema@.idem_batches IS
+'The batches that were applied to the tables which the current user may SELECT from, and the claims without a target of the roles whose rights the user has.';
+COMMENT ON COLUMN @extschema@.idem_batches.target IS 'table that the batch was merged into; - for idem_claim() without a target';
+COMMENT ON COLUMN @extschema@.idem_batches.pipeline IS 'sender of the batch, empty string if unnamed';
+COMMENT ON COLUMN @extschema@.idem_batches.batch_id IS 'name of the batch within target and pipeline';
+COMMENT ON COLUMN @extschema@.idem_batches.operation IS 'merge (idem_merge) or claim (idem_claim)';
+COMMENT ON COLUMN @extschema@.idem_batches.revision IS '1, and one more for each time that the batch was applied again on purpose';
+COMMENT ON COLUMN @extschema@.idem_batches.rows_staged IS 'rows read from staging; the sum of all the counts that follow';
+COMMENT ON COLUMN @extschema@.idem_batches.rows_duplicate IS 'staged rows that another row of the same key replaced';
+COMMENT ON COLUMN @extschema@.idem_batches.rows_inserted IS 'rows inserted into the target';
+COMMENT ON COLUMN @extschema@.idem_batches.rows_updated IS 'rows of the target that were updated';
+COMMENT ON COLUMN @extschema@.idem_batches.rows_deleted IS 'rows deleted from the target; always 0 in this version';
+COMMENT ON COLUMN @extschema@.idem_batches.rows_unchanged IS 'staged rows that the target already had';
+COMMENT ON COLUMN @extschema@.idem_batches.rows_stale IS 'staged rows older than the stored ones, by the version columns';
+COMMENT ON COLUMN @extschema@.idem_batches.rows_skipped IS 'staged rows left out by the mode, or by a BEFORE trigger that returned NULL';
+COMMENT ON COLUMN @extschema@.idem_batches.fingerprint IS '128-bit hash of the set of distinct staged rows, in hex; for a claim, what the caller gave';
+COMMENT ON COLUMN @extschema@.idem_batches.engine IS 'engine that applied the batch: native or sql';
+COMMENT ON COLUMN @extschema@.idem_batches.applied_at IS 'when the batch was applied';
+COMMENT ON COLUMN @extschema@.idem_batches.elapsed IS 'how long the call took, waiting included';
+COMMENT ON COLUMN @extschema@.idem_batches.role IS 'role that applied the batch';
+COMMENT ON COLUMN @extschema@.idem_batches.application_name IS 'application_name of the session that applied the batch';
+COMMENT ON COLUMN @extschema@.idem_batches.xid IS 'transaction that applied the batch';
+COMMENT ON COLUMN @extschema@.idem_batches.options IS 'options that decide the result, without those at their default';
+COMMENT ON COLUMN @extschema@.idem_batches.metadata IS 'what the caller wanted to keep with the batch';
+
+GRANT SELECT ON @extschema@.idem_batches TO PUBLIC;
+
+--
+-- Merging
+--
+CREATE FUNCTION @extschema@.idem_merge(
+    staging          regclass,
+    target           regclass,
+    key_cols         text[]  DEFAULT NULL,
+    batch_id         text    DEFAULT NULL,
+    pipeline         text    DEFAULT '',
+    version_cols     text[]  DEFAULT NULL,
+    audit_cols       text[]  DEFAULT NULL,
+    update_cols      text[]  DEFAULT NULL,
+    exclude_cols     text[]  DEFAULT NULL,
+    mode             text    DEFAULT 'upsert',
+    on_duplicate     text    DEFAULT NULL,
+    on_stale         text    DEFAULT 'skip',
+    on_schema_change text    DEFAULT 'error',
+    on_replay        text    DEFAULT 'skip',
+    on_mismatch      text    DEFAULT 'error',
+    nowait           boolean DEFAULT false,
+    exclusive        boolean DEFAULT false,
+    dry_run          boolean DEFAULT false,
+    metadata         jsonb   DEFAULT NULL,
+    OUT status         text,
+    OUT summary        text,
+    OUT batch_id       text,
+    OUT pipeline       text,
+    OUT target         regclass,
+    OUT revision       integer,
+    OUT rows_staged    bigint,
+    OUT rows_duplicate bigint,
+    OUT rows_inserted  bigint,
+    OUT rows_updated   bigint,
+    OUT rows_deleted   bigint,
+    OUT rows_unchanged bigint,
+    OUT rows_stale     bigint,
+    OUT rows_skipped   bigint,
+    OUT fingerprint    text,
+    OUT engine         text,
+    OUT applied_at     timestamptz,
+    OUT elapsed        interval)
+AS 'MODULE_PATHNAME', 'idem_merge'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 10000;
+
+COMMENT ON FUNCTION @extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb) IS
+$comment$Brings target up to date from staging and records the batch in the ledger, in the same transaction. A call for a batch that the ledger already has returns the recorded result and writes nothing. Call it as: SELECT * FROM idem_merge(...).
+staging: table, view, materialized view or foreign table with the incoming rows; columns pair with the target's by name.
+target: table to be brought up to date.
+key_cols: columns that identify a row; the target needs a unique index on exactly these. NULL (default): the primary key.
+batch_id: name of the batch, at most 255 bytes. NULL (default): derived from the content.
+pipeline: sender of the batch, at most 255 bytes; default ''. A batch is (target, pipeline, batch_id).
+version_cols: columns that order the states of one key, compared left to right, NULL lowest; a staged row with a lower version than the stored one is stale. Default NULL: none.
+audit_cols: columns written with a row, but never a reason to write it, and not part of the fingerprint. Default NULL: none.
+update_cols: only these columns change on a match. Default NULL: all that staging has.
+exclude_cols: these columns never change on a match. Default NULL: none.
+mode: upsert (default), insert (existing rows stay as they are) or update (nothing is inserted).
+on_duplicate: several different rows of one key: error, latest (the greatest version wins, a tie is an error) or any (the greatest version, then the greatest image wins). Default NULL: latest with version_cols, otherwise error. Identical rows always collapse.
+on_stale: skip (default), error (II003) or apply.
+on_schema_change: staged columns that the target lacks: error (default), ignore or add_columns (ALTER TABLE, ACCESS EXCLUSIVE lock).
+on_replay: skip (default: return the recorded result), error (II002) or reapply.
+on_mismatch: known batch_id with other content, key or options: error (default, II001), skip (staging is not read) or apply.
+nowait: true: 55P03 instead of waiting for the same batch in another session; default false.
+exclusive: true: an ACCESS EXCLUSIVE lock on the target is allowed, which only its owner may have: an empty target is filled before its indexes are built; default false.
+dry_run: true: exact counts, nothing written or claimed, and no lock but ACCESS SHARE; works on a standby; default false.
+metadata: kept in the ledger, for example a file name or offsets. Default NULL.
+Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others.
+Errors: 21000 duplicate keys, 23502 NULL key, 42P10 no unique index on the key, 42703 columns differ, II001 mismatch, II002 already applied, II003 stale row, II004 replay into a target that lost the batch, II005 derived id seen before but not in the target any more; and whatever the equivalent INSERT would raise.$comment$;
+
+CREATE FUNCTION @extschema@.idem_explain(
+    staging          regclass,
+    target           regclass,
+    key_cols         text[]  DEFAULT NULL,
+    batch_id         text    DEFAULT NULL,
+    pipeline         text    DEFAULT '',
+    version_cols     text[]  DEFAULT NULL,
+    audit_cols       text[]  DEFAULT NULL,
+    update_cols      text[]  DEFAULT NULL,
+    exclude_cols     text[]  DEFAULT NULL,
+    mode             text    DEFAULT 'upsert',
+    on_duplicate     text    DEFAULT NULL,
+    on_stale         text    DEFAULT 'skip',
+    on_schema_change text    DEFAULT 'error',
+    on_replay        text    DEFAULT 'skip',
+    on_mismatch      text    DEFAULT 'error',
+    nowait           boolean DEFAULT false,
+    exclusive        boolean DEFAULT false,
+    dry_run          boolean DEFAULT false,
+    metadata         jsonb   DEFAULT NULL,
+    OUT engine       text,
+    OUT reason       text,
+    OUT locks        text,
+    OUT statement    text)
+AS 'MODULE_PATHNAME', 'idem_explain'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1000;
+
+COMMENT ON FUNCTION @extschema@.idem_explain(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb) IS
+$comment$What idem_merge() would do with the same arguments: the engine and why, the locks in the order in which they are taken, and the SQL statement. Nothing is read from staging or target and nothing is written. $1 in the statement stands for the running merge; the statement is to be read, not to be run by hand.$comment$;
+
+CREATE FUNCTION @extschema@.idem_fingerprint(staging regclass, columns text[] DEFAULT NULL)
+RETURNS text
+AS 'MODULE_PATHNAME', 'idem_fingerprint'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 10000;
+
+COMMENT ON FUNCTION @extschema@.idem_fingerprint(regclass, text[]) IS
+$comment$128-bit hash, in hex, of the set of distinct rows that the current user can see in a relation: the same whatever the order of the rows, however often each is there, and however the values are stored.
+staging: any table, view, materialized view or foreign table.
+columns: columns to cover, in any order; NULL (default): all. idem_merge() covers the columns that it merges, without audit columns.
+Not proof against an adversary who constructs rows on purpose.$comment$;
+
+CREATE FUNCTION @extschema@.idem_claim(
+    batch_id    text,
+    target      regclass DEFAULT NULL,
+    pipeline    text     DEFAULT '',
+    fingerprint text     DEFAULT NULL,
+    metadata    jsonb    DEFAULT NULL)
+RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_claim'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1000;
+
+COMMENT ON FUNCTION @extschema@.idem_claim(text, regclass, text, text, jsonb) IS
+$comment$Records a batch for statements that the caller runs in the same transaction. true: do the work now; the record and the work commit together. false: the batch was done before, skip the work. Waits while another transaction holds the same claim.
+batch_id: name of the batch, at most 255 bytes.
+target: table that the work is about; needs INSERT or UPDATE on it. NULL (default): the claim belongs to the current role.
+pipeline: sender of the batch; default ''.
+fingerprint: any text that identifies the content; another one for a known batch is II001. Default NULL: not compared.
+metadata: kept in the ledger. Default NULL.
+Errors: II001 other fingerprint, or the batch was recorded by idem_merge(); II004 the current transaction has deleted from the target or truncated it, so that skipping would lose data.$comment$;
+
+CREATE FUNCTION @extschema@.idem_forget(
+    target        regclass,
+    batch_id      text        DEFAULT NULL,
+    pipeline      text        DEFAULT NULL,
+    applied_since timestamptz DEFAULT NULL,
+    reason        text        DEFAULT NULL,
+    dry_run       boolean     DEFAULT false)
+RETURNS bigint
+AS 'MODULE_PATHNAME', 'idem_forget'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1000;
+
+COMMENT ON FUNCTION @extschema@.idem_forget(regclass, text, text, timestamptz, text, boolean) IS
+$comment$Removes batches from the ledger so that they can be applied again, and returns how many. Leaves the target as it is. What was forgotten, by whom and why stays in idem_audit.
+target: table whose batches are meant; needs INSERT or UPDATE on it. NULL: claims of the current role without a target.
+batch_id, pipeline, applied_since: filters, of which at least one must be given; applied_since includes the moment itself.
+reason: kept in idem_audit. Default NULL.
+dry_run: true: only count; default false.$comment$;
+
+--
+-- Called by the statement that idem_merge() generates, and of no use anywhere
+-- else: each finds its merge by a random handle, and fails without one.
+--
+CREATE FUNCTION @extschema@.idem_row_support(internal) RETURNS internal
+AS 'MODULE_PATHNAME', 'idem_row_support'
+LANGUAGE C IMMUTABLE PARALLEL SAFE STRICT;
+COMMENT ON FUNCTION @extschema@.idem_row_support(internal) IS
+'Internal to idempotent_ingest: tells the planner that the row filters let most rows pass.';
+
+CREATE FUNCTION @extschema@.idem_row_staged(handle bigint, VARIADIC columns "any") RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_row_staged'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SUPPORT @extschema@.idem_row_support;
+COMMENT ON FUNCTION @extschema@.idem_row_staged(bigint, "any") IS
+'Internal to idempotent_ingest: counts a staged row and adds it to the fingerprint.';
+
+CREATE FUNCTION @extschema@.idem_row_distinct(handle bigint, VARIADIC columns "any") RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_row_distinct'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SUPPORT @extschema@.idem_row_support;
+COMMENT ON FUNCTION @extschema@.idem_row_distinct(bigint, "any") IS
+'Internal to idempotent_ingest: true for the first row of each key, in key order.';
+
+CREATE FUNCTION @extschema@.idem_row_classify(handle bigint, VARIADIC columns "any") RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_row_classify'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SUPPORT @extschema@.idem_row_support;
+COMMENT ON FUNCTION @extschema@.idem_row_classify(bigint, "any") IS
+'Internal to idempotent_ingest: true for a row that is new or differs from the stored one.';
+
+CREATE FUNCTION @extschema@.idem_row_propose(handle bigint, matched boolean, VARIADIC key "any") RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_row_propose'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SUPPORT @extschema@.idem_row_support;
+COMMENT ON FUNCTION @extschema@.idem_row_propose(bigint, boolean, "any") IS
+'Internal to idempotent_ingest: marks the row that is about to be inserted.';
+
+CREATE FUNCTION @extschema@.idem_row_guard(handle bigint, VARIADIC columns "any") RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_row_guard'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT;
+COMMENT ON FUNCTION @extschema@.idem_row_guard(bigint, "any") IS
+'Internal to idempotent_ingest: compares version and image once more, against the latest stored row.';
+
+CREATE FUNCTION @extschema@.idem_row_applied(handle bigint, VARIADIC key "any") RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_row_applied'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT;
+COMMENT ON FUNCTION @extschema@.idem_row_applied(bigint, "any") IS
+'Internal to idempotent_ingest: counts a row that was written.';
+
+CREATE FUNCTION @extschema@.idem_column_default(handle bigint, attnum smallint, column_type anyelement) RETURNS anyelement
+AS 'MODULE_PATHNAME', 'idem_column_default'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT;
+COMMENT ON FUNCTION @extschema@.idem_column_default(bigint, smallint, anyelement) IS
+'Internal to idempotent_ingest: the default of a target column, evaluated only for a row that is new.';
+
+CREATE FUNCTION @extschema@.idem_assign(value "any", column_type anyelement) RETURNS anyelement
+AS 'MODULE_PATHNAME', 'idem_assign'
+LANGUAGE C STABLE PARALLEL SAFE CALLED ON NULL INPUT;
+COMMENT ON FUNCTION @extschema@.idem_assign("any", anyelement) IS
+'Internal to idempotent_ingest: converts a value as INSERT does, where no function call can be written for it (arrays of a type with a length).';
+
+CREATE FUNCTION @extschema@.idem_image(VARIADIC columns "any") RETURNS bytea
+AS 'MODULE_PATHNAME', 'idem_image'
+LANGUAGE C STABLE PARALLEL SAFE CALLED ON NULL INPUT;
+COMMENT ON FUNCTION @extschema@.idem_image("any") IS
+'Internal to idempotent_ingest: a sort key with the order of record_image_ops, whatever way the values are stored.';
