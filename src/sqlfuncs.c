@@ -23,6 +23,7 @@
 #include "relinfo.h"
 #include "security.h"
 #include "spi_util.h"
+#include "sqlfuncs.h"
 #include "turn.h"
 
 
@@ -33,8 +34,8 @@ PG_FUNCTION_INFO_V1(idem_claim);
 PG_FUNCTION_INFO_V1(idem_forget);
 
 /* Refuse NULL where it has no meaning. */
-static void
-require_argument(FunctionCallInfo fcinfo, int argument, const char *name, bool has_default)
+void
+idem_sqlfuncs_require_argument(FunctionCallInfo fcinfo, int argument, const char *name, bool has_default)
 {
 	if (PG_ARGISNULL(argument))
 		ereport(ERROR,
@@ -134,9 +135,12 @@ get_word(FunctionCallInfo fcinfo, int argument, const char *name, const char *co
 	return 0;					/* keep compiler quiet */
 }
 
-/* The arguments that idem_merge() and idem_explain() share. */
-static void
-get_request(FunctionCallInfo fcinfo, IdemRequest *request)
+/*
+ * The arguments that idem_merge(), idem_explain() and idem_enqueue() share; the
+ * last has others behind them.
+ */
+void
+idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int others, IdemRequest *request)
 {
 	static const char *const names[] = {
 		"staging", "target", "key_cols", "batch_id", "pipeline", "version_cols",
@@ -152,14 +156,14 @@ get_request(FunctionCallInfo fcinfo, IdemRequest *request)
 	static const char *const replays[] = {"skip", "error", "reapply", NULL};
 	static const char *const mismatches[] = {"error", "skip", "apply", NULL};
 
-	if (PG_NARGS() != lengthof(names))
+	if (PG_NARGS() != lengthof(names) + others)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("function was called with %d arguments, expected %d",
-						PG_NARGS(), (int) lengthof(names)),
+						PG_NARGS(), (int) lengthof(names) + others),
 				 errhint("Run ALTER EXTENSION idempotent_ingest UPDATE.")));
 	for (int i = 0; i < lengthof(not_null); i++)
-		require_argument(fcinfo, not_null[i], names[not_null[i]], not_null[i] > 1);
+		idem_sqlfuncs_require_argument(fcinfo, not_null[i], names[not_null[i]], not_null[i] > 1);
 
 	memset(request, 0, sizeof(*request));
 	request->staging = PG_GETARG_OID(0);
@@ -243,7 +247,7 @@ idem_merge(PG_FUNCTION_ARGS)
 	bool		nulls[18] = {0};
 	int			i = 0;
 
-	get_request(fcinfo, &request);
+	idem_sqlfuncs_get_request(fcinfo, 0, &request);
 	idem_merge_run(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &result);
 
 	values[i++] = CStringGetTextDatum(result.status);
@@ -277,7 +281,7 @@ idem_explain(PG_FUNCTION_ARGS)
 	Datum		values[4];
 	bool		nulls[4] = {0};
 
-	get_request(fcinfo, &request);
+	idem_sqlfuncs_get_request(fcinfo, 0, &request);
 	idem_merge_explain(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &explanation);
 	values[0] = CStringGetTextDatum(explanation.engine);
 	values[1] = CStringGetTextDatum(explanation.reason);
@@ -289,7 +293,7 @@ idem_explain(PG_FUNCTION_ARGS)
 Datum
 idem_fingerprint(PG_FUNCTION_ARGS)
 {
-	require_argument(fcinfo, 0, "staging", false);
+	idem_sqlfuncs_require_argument(fcinfo, 0, "staging", false);
 	PG_RETURN_TEXT_P(cstring_to_text(idem_merge_fingerprint(idem_ledger_open(fcinfo->flinfo->fn_oid),
 															PG_GETARG_OID(0),
 															get_columns(fcinfo, 1, "columns", false))));
@@ -298,8 +302,8 @@ idem_fingerprint(PG_FUNCTION_ARGS)
 Datum
 idem_claim(PG_FUNCTION_ARGS)
 {
-	require_argument(fcinfo, 0, "batch_id", false);
-	require_argument(fcinfo, 2, "pipeline", true);
+	idem_sqlfuncs_require_argument(fcinfo, 0, "batch_id", false);
+	idem_sqlfuncs_require_argument(fcinfo, 2, "pipeline", true);
 	/* 0 is no way to say that there is no target. */
 	if (!PG_ARGISNULL(1))
 		idem_relcheck_require_exists(PG_GETARG_OID(1));
@@ -320,7 +324,7 @@ idem_forget(PG_FUNCTION_ARGS)
 	TimestampTz applied_since = PG_ARGISNULL(3) ? 0 : PG_GETARG_TIMESTAMPTZ(3);
 	int64		count;
 
-	require_argument(fcinfo, 5, "dry_run", true);
+	idem_sqlfuncs_require_argument(fcinfo, 5, "dry_run", true);
 	if (PG_ARGISNULL(1) && PG_ARGISNULL(2) && PG_ARGISNULL(3))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
