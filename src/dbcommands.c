@@ -100,42 +100,34 @@ wait_for_processes(Oid database)
 }
 
 static void
-unblock(int code, Datum database)
+unblock(int code, Datum arg)
 {
-	idem_shmem_unblock(DatumGetObjectId(database));
+	idem_shmem_unblock(false);
 }
 
-/* Who may have to do with what a command does. */
-typedef enum Concern
-{
-	CONCERN_NONE,
-	CONCERN_DATABASES,			/* launcher: there is another list of databases */
-	CONCERN_EXTENSION,			/* launcher: this one may have got the extension */
-	CONCERN_LOSS				/* worker: or lost it */
-} Concern;
-
-static Concern
-concern(Node *command)
+/* Who has to do with what a command does; as for idem_shmem_wake_at_commit(). */
+static int
+concerned(Node *command)
 {
 	switch (nodeTag(command))
 	{
 		case T_CreatedbStmt:
 		case T_DropdbStmt:
 		case T_AlterDatabaseStmt:
-			return CONCERN_DATABASES;
+			return IDEM_WAKE_DATABASES;
 		case T_CreateExtensionStmt:
 		case T_AlterExtensionStmt:
 			/* Ours, or one that brings ours along. */
-			return CONCERN_EXTENSION;
+			return IDEM_WAKE_WORKER | IDEM_WAKE_EXTENSION;
 		case T_DropStmt:
 			if (((DropStmt *) command)->removeType == OBJECT_EXTENSION ||
 				((DropStmt *) command)->removeType == OBJECT_SCHEMA)
-				return CONCERN_LOSS;
-			return CONCERN_NONE;
+				return IDEM_WAKE_WORKER;
+			return 0;
 		case T_DropOwnedStmt:
-			return CONCERN_LOSS;
+			return IDEM_WAKE_WORKER;
 		default:
-			return CONCERN_NONE;
+			return 0;
 	}
 }
 
@@ -145,26 +137,25 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 				QueryEnvironment *environment, DestReceiver *dest, QueryCompletion *completion)
 {
 	ProcessUtility_hook_type next = earlier_hook ? earlier_hook : standard_ProcessUtility;
+
 	/* When the command has run, its parse tree may be gone. */
-	Concern		concerned = concern(pstmt->utilityStmt);
+	int			whom = concerned(pstmt->utilityStmt);
 	Oid			database = wanted_database(pstmt->utilityStmt);
 
 	if (OidIsValid(database) && idem_shmem_block(database))
 	{
-		PG_ENSURE_ERROR_CLEANUP(unblock, ObjectIdGetDatum(database));
+		PG_ENSURE_ERROR_CLEANUP(unblock, (Datum) 0);
 		{
 			wait_for_processes(database);
 			next(pstmt, query, read_only_tree, context, params, environment, dest, completion);
 		}
-		PG_END_ENSURE_ERROR_CLEANUP(unblock, ObjectIdGetDatum(database));
-		unblock(0, ObjectIdGetDatum(database));
+		PG_END_ENSURE_ERROR_CLEANUP(unblock, (Datum) 0);
+		idem_shmem_unblock(true);
 	}
 	else
 		next(pstmt, query, read_only_tree, context, params, environment, dest, completion);
-	if (concerned == CONCERN_DATABASES)
-		idem_shmem_wake_launcher();
-	else if (concerned != CONCERN_NONE)
-		idem_shmem_wake_at_commit(concerned == CONCERN_EXTENSION);
+	if (whom != 0)
+		idem_shmem_wake_at_commit(whom);
 }
 
 /* To be called while libraries are preloaded. */

@@ -41,15 +41,6 @@
 #include "job.h"
 #include "shmem.h"
 
-/* Says in the context of every error which job it was. */
-static void
-job_error_context(void *arg)
-{
-	const IdemAttempt *attempt = arg;
-
-	errcontext("job %lld, attempt %d", (long long) attempt->job_id, attempt->attempt);
-}
-
 /*
  * Merge as the current user, and record the success, in the current transaction.
  * An error if the attempt was given up or cancelled meanwhile.
@@ -57,15 +48,9 @@ job_error_context(void *arg)
 void
 idem_job_run(const IdemQueue *queue, const IdemAttempt *attempt)
 {
-	ErrorContextCallback error_context;
 	IdemSpiArgs arguments;
 	Datum		result;
 	bool		isnull;
-
-	error_context.callback = job_error_context;
-	error_context.arg = unconstify(IdemAttempt *, attempt);
-	error_context.previous = error_context_stack;
-	error_context_stack = &error_context;
 
 	idem_spi_connect();
 	idem_queue_hold(attempt->job_id, false);
@@ -89,7 +74,6 @@ idem_job_run(const IdemQueue *queue, const IdemAttempt *attempt)
 				(errcode(ERRCODE_QUERY_CANCELED),
 				 errmsg("the job was cancelled")));
 	idem_spi_finish();
-	error_context_stack = error_context.previous;
 }
 
 /* Begin a transaction with a snapshot. */
@@ -167,6 +151,15 @@ record_failure(const IdemAttempt *attempt, const ErrorData *error)
 	commit();
 }
 
+/* Says in the context of every error which job it was. */
+static void
+job_error_context(void *arg)
+{
+	const IdemAttempt *attempt = arg;
+
+	errcontext("job %lld, attempt %d", (long long) attempt->job_id, attempt->attempt);
+}
+
 /* The process of one attempt; its place in shared memory says which. */
 void
 idem_job_main(Datum arg)
@@ -176,6 +169,7 @@ idem_job_main(Datum arg)
 	IdemJobInfo job;
 	IdemAttempt attempt;
 	ErrorData  *error = NULL;
+	ErrorContextCallback error_context;
 
 	memcpy(&slot, MyBgworkerEntry->bgw_extra, sizeof(slot));
 	if (!idem_shmem_attach_job(slot, &job))
@@ -196,6 +190,10 @@ idem_job_main(Datum arg)
 	attempt.job_id = job.job_id;
 	attempt.attempt = job.attempt;
 	attempt.role = job.role;
+	error_context.callback = job_error_context;
+	error_context.arg = &attempt;
+	error_context.previous = error_context_stack;
+	error_context_stack = &error_context;
 	if (!try_to_run(&attempt, context, &error))
 		record_failure(&attempt, error);
 	proc_exit(0);

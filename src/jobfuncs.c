@@ -54,7 +54,7 @@ require_login(Oid role)
 {
 	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
 	bool		can_login = HeapTupleIsValid(tuple) &&
-		((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
+	((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin;
 
 	if (HeapTupleIsValid(tuple))
 		ReleaseSysCache(tuple);
@@ -110,7 +110,7 @@ idem_enqueue(PG_FUNCTION_ARGS)
 	job_id = idem_queue_enqueue(&queue, arguments, PG_GETARG_TIMESTAMPTZ(IDEM_QUEUE_ARGUMENTS),
 								max_attempts, PG_GETARG_INT32(IDEM_QUEUE_ARGUMENTS + 2));
 	idem_spi_finish();
-	idem_shmem_wake_at_commit(false);
+	idem_shmem_wake_at_commit(IDEM_WAKE_WORKER);
 	PG_RETURN_INT64(job_id);
 }
 
@@ -145,7 +145,7 @@ idem_cancel(PG_FUNCTION_ARGS)
 	look(&queue, job_id, &state);
 	cancelled = idem_queue_cancel(&queue, job_id);
 	idem_spi_finish();
-	idem_shmem_wake_at_commit(false);
+	idem_shmem_wake_at_commit(IDEM_WAKE_WORKER);
 	PG_RETURN_BOOL(cancelled);
 }
 
@@ -274,13 +274,13 @@ try_to_run(const IdemQueue *queue, const IdemAttempt *attempt, ErrorData **error
 }
 
 /*
- * Take one job of the current role, run it, and record how it ended; each in a
+ * Take one job of the role, which is the current one, run it, and record how it ended; each in a
  * transaction of its own. False if none is due.
  */
 static bool
-run_one(const IdemQueue *queue, int32 *succeeded, int32 *failed)
+run_one(const IdemQueue *queue, Oid role, int32 *succeeded, int32 *failed)
 {
-	List	   *taken = idem_queue_take(queue, GetUserId(), 1);
+	List	   *taken = idem_queue_take(queue, role, 1);
 	IdemAttempt attempt;
 	ErrorData  *error = NULL;
 
@@ -308,6 +308,13 @@ run_one(const IdemQueue *queue, int32 *succeeded, int32 *failed)
 		idem_queue_let_go(attempt.job_id);
 	}
 	PG_END_TRY();
+	/* A trigger that the merge has fired can have used SET ROLE. */
+	if (GetUserId() != role)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_TRANSACTION_STATE),
+				 errmsg("the current role is another one after job %lld",
+						(long long) attempt.job_id),
+				 errhint("Use SET LOCAL ROLE in triggers and functions.")));
 	if (error == NULL)
 		return true;
 
@@ -332,6 +339,7 @@ idem_run_jobs(PG_FUNCTION_ARGS)
 {
 	bool		limited = !PG_ARGISNULL(0);
 	int32		limit = limited ? PG_GETARG_INT32(0) : 0;
+	Oid			role = GetUserId();
 	int32		succeeded = 0;
 	int32		failed = 0;
 	IdemQueue	queue;
@@ -356,9 +364,9 @@ idem_run_jobs(PG_FUNCTION_ARGS)
 	open_queue(fcinfo, &queue);
 
 	idem_spi_connect_nonatomic();
-	idem_queue_reclaim(&queue, GetUserId(), NIL);
+	idem_queue_reclaim(&queue, role, NIL);
 	idem_spi_commit();
-	while ((!limited || succeeded + failed < limit) && run_one(&queue, &succeeded, &failed))
+	while ((!limited || succeeded + failed < limit) && run_one(&queue, role, &succeeded, &failed))
 		CHECK_FOR_INTERRUPTS();
 	idem_spi_finish();
 

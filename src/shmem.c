@@ -75,9 +75,11 @@ static Shared *shared;
 static shmem_request_hook_type earlier_request_hook;
 static shmem_startup_hook_type earlier_startup_hook;
 
-/* What the current transaction asks for, if it commits. */
-static bool wake_worker;
-static bool wake_launcher;
+/* What the current transaction asks for, if it commits; IDEM_WAKE_* */
+static int	wake;
+
+/* Does it block databases until it ends? */
+static bool has_blocked;
 
 static void
 request(void)
@@ -363,26 +365,29 @@ idem_shmem_set_worker(IdemSlot slot, IdemWorkerState state)
 	LWLockRelease(shared->lock);
 }
 
-/*
- * Reserve a place for a job's process, unless limit are in use. If there is none,
- * the database's worker is woken when one becomes free.
- */
-bool
-idem_shmem_reserve_job(Oid database, int limit, IdemSlot *slot)
+/* A free place for a job's process, -1 if limit are in use. The lock is held. */
+static int
+free_job_place(int limit)
 {
 	int			used = 0;
+	int			index = -1;
 
-	slot->index = -1;
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < IDEM_MAX_JOB_PROCESSES; i++)
 	{
 		if (shared->jobs[i].used)
 			used++;
-		else if (slot->index < 0)
-			slot->index = i;
+		else if (index < 0)
+			index = i;
 	}
-	if (used >= limit)
-		slot->index = -1;
+	return used < limit ? index : -1;
+}
+
+/* Reserve a place for a job's process, unless limit are in use. */
+bool
+idem_shmem_reserve_job(Oid database, int limit, IdemSlot *slot)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	slot->index = free_job_place(limit);
 	if (slot->index >= 0)
 	{
 		JobPlace   *place = &shared->jobs[slot->index];
@@ -393,13 +398,24 @@ idem_shmem_reserve_job(Oid database, int limit, IdemSlot *slot)
 		place->job.database = database;
 		slot->generation = ++place->generation;
 	}
-	for (int i = 0; i < IDEM_MAX_WORKERS; i++)
-	{
-		if (shared->workers[i].latch == MyLatch)
-			shared->workers[i].wants_place = slot->index < 0;
-	}
 	LWLockRelease(shared->lock);
 	return slot->index >= 0;
+}
+
+/*
+ * Have this worker woken when a place for a job's process becomes free. False if
+ * there is one now.
+ */
+bool
+idem_shmem_want_place(IdemSlot worker, int limit)
+{
+	bool		wants_place;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	wants_place = free_job_place(limit) < 0;
+	shared->workers[worker.index].wants_place = wants_place;
+	LWLockRelease(shared->lock);
+	return wants_place;
 }
 
 /* Say which job the place is for. */
@@ -423,6 +439,7 @@ announce_free_place(void)
 	{
 		if (shared->workers[i].wants_place && shared->workers[i].latch)
 			SetLatch(shared->workers[i].latch);
+		shared->workers[i].wants_place = false;
 	}
 }
 
@@ -530,57 +547,71 @@ note_changed(Oid database)
 		shared->changed[shared->nchanged++] = database;
 }
 
-/* Set latches, if the transaction commits; a transaction is asked once. */
+/* Remove the blocks of this session, and let the launcher look again. */
+static void
+remove_blocks(void)
+{
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < MAX_BLOCKS; i++)
+	{
+		if (shared->blocks[i].pid == MyProcPid)
+		{
+			note_changed(shared->blocks[i].database);
+			shared->blocks[i].pid = 0;
+		}
+	}
+	set_launcher_latch();
+	LWLockRelease(shared->lock);
+	has_blocked = false;
+}
+
 static void
 transaction_ends(XactEvent event, void *arg)
 {
-	if (event == XACT_EVENT_COMMIT && (wake_worker || wake_launcher))
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
+		return;
+	if (event == XACT_EVENT_COMMIT && wake != 0)
 	{
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 		for (int i = 0; i < IDEM_MAX_WORKERS; i++)
 		{
-			if (shared->workers[i].database == MyDatabaseId && shared->workers[i].latch)
+			if ((wake & IDEM_WAKE_WORKER) && shared->workers[i].database == MyDatabaseId &&
+				shared->workers[i].latch)
 				SetLatch(shared->workers[i].latch);
 		}
-		if (wake_launcher)
-		{
+		if (wake & IDEM_WAKE_EXTENSION)
 			note_changed(MyDatabaseId);
+		if (wake & (IDEM_WAKE_EXTENSION | IDEM_WAKE_DATABASES))
 			set_launcher_latch();
-		}
 		LWLockRelease(shared->lock);
 	}
-	if (event == XACT_EVENT_COMMIT || event == XACT_EVENT_ABORT || event == XACT_EVENT_PREPARE)
-		wake_worker = wake_launcher = false;
+	wake = 0;
+	if (has_blocked)
+		remove_blocks();
 }
 
-/*
- * When the current transaction commits, wake the worker of its database; and the
- * launcher, if the database may have got the extension by it. After PREPARE
- * TRANSACTION, they find out by themselves, later.
- */
-void
-idem_shmem_wake_at_commit(bool launcher)
+static void
+register_callback(void)
 {
 	static bool registered = false;
 
-	if (!shared)
-		return;
 	if (!registered)
-	{
 		RegisterXactCallback(transaction_ends, NULL);
-		registered = true;
-	}
-	wake_worker = true;
-	wake_launcher |= launcher;
+	registered = true;
 }
 
-/* The list of databases has changed. */
+/*
+ * When the current transaction commits, wake those who have to do with what it
+ * has done: IDEM_WAKE_*. After PREPARE TRANSACTION, they find out by themselves,
+ * later.
+ */
 void
-idem_shmem_wake_launcher(void)
+idem_shmem_wake_at_commit(int whom)
 {
-	LWLockAcquire(shared->lock, LW_SHARED);
-	set_launcher_latch();
-	LWLockRelease(shared->lock);
+	if (!shared)
+		return;
+	register_callback();
+	wake |= whom;
 }
 
 /* Let none of our processes connect to a database. False if there is no room. */
@@ -603,22 +634,18 @@ idem_shmem_block(Oid database)
 	return blocked;
 }
 
-/* Undo idem_shmem_block(), and let the launcher look again. */
+/*
+ * Undo idem_shmem_block(): now, or with at_end when the transaction ends, since
+ * what it has done to the database cannot be seen before.
+ */
 void
-idem_shmem_unblock(Oid database)
+idem_shmem_unblock(bool at_end)
 {
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < MAX_BLOCKS; i++)
-	{
-		if (shared->blocks[i].pid == MyProcPid && shared->blocks[i].database == database)
-		{
-			shared->blocks[i].pid = 0;
-			break;
-		}
-	}
-	note_changed(database);
-	set_launcher_latch();
-	LWLockRelease(shared->lock);
+	register_callback();
+	if (at_end)
+		has_blocked = true;
+	else
+		remove_blocks();
 }
 
 /*

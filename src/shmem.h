@@ -58,6 +58,16 @@ typedef struct IdemJobInfo
 #define IDEM_MAX_JOB_PROCESSES	64
 #define IDEM_MAX_WORKERS		128
 
+/* Most databases that the launcher is told by name; more are "all". */
+#define IDEM_MAX_CHANGED		32
+
+/* Whom to wake when a transaction commits. */
+#define IDEM_WAKE_WORKER		0x01	/* of this database */
+#define IDEM_WAKE_EXTENSION		0x02	/* launcher: this database may have
+										 * got the extension */
+#define IDEM_WAKE_DATABASES		0x04	/* launcher: the list of databases has
+										 * changed */
+
 extern void idem_shmem_init(void);
 extern bool idem_shmem_is_there(void);
 
@@ -72,18 +82,17 @@ extern bool idem_shmem_attach_worker(IdemSlot slot, Oid *database);
 extern void idem_shmem_set_worker(IdemSlot slot, IdemWorkerState state);
 
 extern bool idem_shmem_reserve_job(Oid database, int limit, IdemSlot *slot);
+extern bool idem_shmem_want_place(IdemSlot worker, int limit);
 extern void idem_shmem_assign_job(IdemSlot slot, const IdemJobInfo *job);
 extern void idem_shmem_release_job(IdemSlot slot);
 extern void idem_shmem_release_unstarted_jobs(Oid database);
 extern bool idem_shmem_attach_job(IdemSlot slot, IdemJobInfo *job);
 extern bool idem_shmem_cancel_job(Oid database, int64 job_id);
 
-extern void idem_shmem_wake_at_commit(bool launcher);
-extern void idem_shmem_wake_launcher(void);
+extern void idem_shmem_wake_at_commit(int whom);
 extern bool idem_shmem_block(Oid database);
-extern void idem_shmem_unblock(Oid database);
+extern void idem_shmem_unblock(bool at_end);
 extern int	idem_shmem_terminate(Oid database);
 
-#define IDEM_MAX_CHANGED		32
 
 #endif							/* IDEM_SHMEM_H */

@@ -61,7 +61,8 @@ typedef struct StartedJob
 } StartedJob;
 
 static IdemSlot my_slot;
-static List *started = NIL;		/* of StartedJob; it and they live in long_lived */
+static List *started = NIL;		/* of StartedJob; it and they live in
+								 * long_lived */
 static MemoryContext long_lived;
 static MemoryContext scratch;	/* reset in each round */
 
@@ -286,7 +287,7 @@ start_jobs(void)
 		   idem_shmem_reserve_job(MyDatabaseId, idem_guc_max_workers, &slots[nslots]))
 		nslots++;
 	if (nslots == 0)
-		return naptime;
+		return idem_shmem_want_place(my_slot, idem_guc_max_workers) ? naptime : 0;
 
 	/* The attempts are committed before any of them starts. */
 	begin(&queue, "taking jobs");
