@@ -30,11 +30,11 @@ CREATE TABLE @extschema@.idem_ledger (
     engine               text COLLATE "C",
     applied_at           timestamptz NOT NULL,
     elapsed              interval,
-    role                 name NOT NULL,
+    role                 name,
     application_name     text,
     xid                  xid8 NOT NULL,
     turn                 integer,
-    options              jsonb NOT NULL DEFAULT '{}',
+    options              jsonb DEFAULT '{}',
     metadata             jsonb,
     CONSTRAINT idem_ledger_pkey PRIMARY KEY (target, pipeline, batch_id, claimed_by)
 ) WITH (fillfactor = 80);
@@ -45,7 +45,7 @@ CREATE TABLE @extschema@.idem_ledger (
 CREATE INDEX idem_ledger_xid_idx ON @extschema@.idem_ledger USING brin ((xid::pg_catalog.text::pg_catalog.int8));
 
 COMMENT ON TABLE @extschema@.idem_ledger IS
-'One row for each batch that was applied; written only by idem_merge(), idem_claim() and idem_forget(), in the transaction of the batch itself. Read it through the view idem_batches.';
+'One row for each batch that was applied; written by idem_merge(), idem_claim() and idem_forget(), in the transaction of the batch itself, and by idem_maintain(), which clears the details of batches that have expired and leaves their keys. Read it through the view idem_batches.';
 COMMENT ON COLUMN @extschema@.idem_ledger.target IS 'table that the batch was merged into; 0 for idem_claim() without a target';
 COMMENT ON COLUMN @extschema@.idem_ledger.pipeline IS 'sender of the batch, empty string if unnamed; at most 255 bytes';
 COMMENT ON COLUMN @extschema@.idem_ledger.batch_id IS 'name of the batch within target and pipeline; at most 255 bytes';
@@ -72,7 +72,7 @@ COMMENT ON COLUMN @extschema@.idem_ledger.role IS 'role that applied the batch';
 COMMENT ON COLUMN @extschema@.idem_ledger.application_name IS 'application_name of the session that applied the batch';
 COMMENT ON COLUMN @extschema@.idem_ledger.xid IS 'transaction that applied the batch';
 COMMENT ON COLUMN @extschema@.idem_ledger.turn IS 'class of merges that this one may run beside; NULL if it took its turn alone';
-COMMENT ON COLUMN @extschema@.idem_ledger.options IS 'options that decide the result, without those at their default: key, version, audit, update, exclude, mode, on_duplicate, on_stale';
+COMMENT ON COLUMN @extschema@.idem_ledger.options IS 'options that decide the result, without those at their default: key, version, audit, update, exclude, mode, on_duplicate, on_stale; NULL once the batch has expired, and then fingerprint, counts, engine, elapsed, role, application_name and metadata are NULL as well';
 COMMENT ON COLUMN @extschema@.idem_ledger.metadata IS 'what the caller wanted to keep with the batch';
 COMMENT ON INDEX @extschema@.idem_ledger_xid_idx IS 'finds the batches committed since a snapshot, for merges above READ COMMITTED';
 
@@ -126,7 +126,8 @@ SELECT l.target, l.pipeline, l.batch_id, l.operation, l.revision,
        l.rows_staged, l.rows_duplicate, l.rows_inserted, l.rows_updated,
        l.rows_deleted, l.rows_unchanged, l.rows_stale, l.rows_skipped,
        l.fingerprint, l.engine, l.applied_at, l.elapsed, l.role,
-       l.application_name, l.xid, l.options, l.metadata
+       l.application_name, l.xid, l.options, l.metadata,
+       l.options IS NULL AS expired
 FROM @extschema@.idem_ledger l
 WHERE CASE WHEN l.target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
            THEN pg_catalog.pg_has_role(l.claimed_by::pg_catalog.oid, 'USAGE')
@@ -162,6 +163,7 @@ COMMENT ON COLUMN @extschema@.idem_batches.application_name IS 'application_name
 COMMENT ON COLUMN @extschema@.idem_batches.xid IS 'transaction that applied the batch';
 COMMENT ON COLUMN @extschema@.idem_batches.options IS 'options that decide the result, without those at their default';
 COMMENT ON COLUMN @extschema@.idem_batches.metadata IS 'what the caller wanted to keep with the batch';
+COMMENT ON COLUMN @extschema@.idem_batches.expired IS 'true: the batch is known still, but its details are not';
 
 GRANT SELECT ON @extschema@.idem_batches TO PUBLIC;
 
@@ -205,8 +207,9 @@ CREATE FUNCTION @extschema@.idem_merge(
     OUT fingerprint    text,
     OUT engine         text,
     OUT applied_at     timestamptz,
-    OUT elapsed        interval)
-AS 'MODULE_PATHNAME', 'idem_merge'
+    OUT elapsed        interval,
+    OUT expired        boolean)
+AS 'MODULE_PATHNAME', 'idem_merge_0_2'
 LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 10000;
 
 COMMENT ON FUNCTION @extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb) IS
@@ -230,7 +233,7 @@ nowait: true: 55P03 instead of waiting for the same batch in another session; de
 exclusive: true: an ACCESS EXCLUSIVE lock on the target is allowed, which only its owner may have: an empty target is filled before its indexes are built; default false.
 dry_run: true: exact counts, nothing written or claimed, and no lock but ACCESS SHARE; works on a standby; default false.
 metadata: kept in the ledger, for example a file name or offsets. Default NULL.
-Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others.
+Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others. expired is true if the batch is known, but its details are not any more: then the counts are NULL.
 Errors: 21000 duplicate keys, 23502 NULL key, 42P10 no unique index on the key, 42703 columns differ, II001 mismatch, II002 already applied, II003 stale row, II004 replay into a target that lost the batch, II005 derived id seen before but not in the target any more; and whatever the equivalent INSERT would raise.$comment$;
 
 CREATE FUNCTION @extschema@.idem_explain(
@@ -374,3 +377,97 @@ AS 'MODULE_PATHNAME', 'idem_image'
 LANGUAGE C STABLE PARALLEL SAFE CALLED ON NULL INPUT;
 COMMENT ON FUNCTION @extschema@.idem_image("any") IS
 'Internal to idempotent_ingest: a sort key with the order of record_image_ops, whatever way the values are stored.';
+
+--
+-- Retention
+--
+CREATE TABLE @extschema@.idem_retention (
+    target        regclass NOT NULL,
+    pipeline      text COLLATE "C",
+    target_type   regtype NOT NULL,
+    retention     interval,
+    key_retention interval,
+    CONSTRAINT idem_retention_key UNIQUE NULLS NOT DISTINCT (target, pipeline)
+);
+
+COMMENT ON TABLE @extschema@.idem_retention IS
+'How long batches are kept where that is not as the settings idempotent_ingest.retention and idempotent_ingest.key_retention say; written by idem_set_retention().';
+COMMENT ON COLUMN @extschema@.idem_retention.target IS 'table whose batches are meant; 0 for claims without a target';
+COMMENT ON COLUMN @extschema@.idem_retention.pipeline IS 'pipeline whose batches are meant; NULL for all that have no row of their own';
+COMMENT ON COLUMN @extschema@.idem_retention.target_type IS 'row type of the target, as in idem_ledger';
+COMMENT ON COLUMN @extschema@.idem_retention.retention IS 'how long details are kept; 0 for ever, NULL as for the whole target, or as the setting says';
+COMMENT ON COLUMN @extschema@.idem_retention.key_retention IS 'how long a batch is recognised; 0 for ever, NULL as for the whole target, or as the setting says';
+
+REVOKE ALL ON @extschema@.idem_retention FROM PUBLIC;
+
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_retention', $filter$
+WHERE target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
+   OR EXISTS (SELECT FROM pg_catalog.pg_class c
+              WHERE c.oid OPERATOR(pg_catalog.=) target::pg_catalog.oid
+                AND c.reltype OPERATOR(pg_catalog.=) target_type::pg_catalog.oid)
+$filter$);
+
+-- What maintenance knows about the ledger. It finds all of it out anew if it is
+-- lost, so that it need not be dumped.
+CREATE TABLE @extschema@.idem_sweep (
+    first_block bigint NOT NULL,
+    due         timestamptz NOT NULL,
+    basis       text COLLATE "C" NOT NULL,
+    CONSTRAINT idem_sweep_pkey PRIMARY KEY (first_block)
+);
+CREATE INDEX idem_sweep_due_idx ON @extschema@.idem_sweep (basis, due);
+
+COMMENT ON TABLE @extschema@.idem_sweep IS
+'When idem_maintain() is to look at a part of the ledger again.';
+COMMENT ON COLUMN @extschema@.idem_sweep.first_block IS 'first block of the part';
+COMMENT ON COLUMN @extschema@.idem_sweep.due IS 'when something in it can have expired';
+COMMENT ON COLUMN @extschema@.idem_sweep.basis IS 'hash of what that was computed from; another one means now';
+COMMENT ON INDEX @extschema@.idem_sweep_due_idx IS 'finds a part that is to be looked at';
+
+REVOKE ALL ON @extschema@.idem_sweep FROM PUBLIC;
+
+CREATE TABLE @extschema@.idem_newest (
+    target     regclass NOT NULL,
+    pipeline   text COLLATE "C" NOT NULL,
+    claimed_by regrole NOT NULL,
+    batch_id   text COLLATE "C" NOT NULL,
+    CONSTRAINT idem_newest_pkey PRIMARY KEY (target, pipeline, claimed_by)
+);
+
+COMMENT ON TABLE @extschema@.idem_newest IS
+'For each target and pipeline a batch that let older ones expire: the newest that idem_maintain() knows of.';
+COMMENT ON COLUMN @extschema@.idem_newest.target IS 'as in idem_ledger';
+COMMENT ON COLUMN @extschema@.idem_newest.pipeline IS 'as in idem_ledger';
+COMMENT ON COLUMN @extschema@.idem_newest.claimed_by IS 'as in idem_ledger';
+COMMENT ON COLUMN @extschema@.idem_newest.batch_id IS 'as in idem_ledger';
+
+REVOKE ALL ON @extschema@.idem_newest FROM PUBLIC;
+
+CREATE FUNCTION @extschema@.idem_set_retention(
+    target        regclass,
+    retention     interval DEFAULT NULL,
+    key_retention interval DEFAULT NULL,
+    pipeline      text     DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'idem_set_retention'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1000;
+
+COMMENT ON FUNCTION @extschema@.idem_set_retention(regclass, interval, interval, text) IS
+$comment$Sets how long the batches of a table are kept, in place of the settings idempotent_ingest.retention and idempotent_ingest.key_retention. For the owner of the table. With both NULL, what was set is removed.
+target: table whose batches are meant. NULL: claims without a target, of whatever role; for the owner of the extension only.
+retention: age at which the details of a batch are cleared; 0 is never. NULL (default): as set for the whole target, or by the setting.
+key_retention: age at which a batch is not recognised any more; 0 is never. NULL (default): as set for the whole target, or by the setting.
+pipeline: pipeline whose batches are meant. NULL (default): all that have no retention of their own.$comment$;
+
+CREATE PROCEDURE @extschema@.idem_maintain(
+    INOUT batches_expired bigint DEFAULT 0,
+    INOUT batches_deleted bigint DEFAULT 0)
+AS 'MODULE_PATHNAME', 'idem_maintain'
+LANGUAGE C SECURITY INVOKER;
+
+COMMENT ON PROCEDURE @extschema@.idem_maintain(bigint, bigint) IS
+$comment$Clears the details of batches that are older than their retention, and removes batches that are older than their key_retention and those of dropped tables. Commits after each small step, so that it cannot run in a transaction block, and can run beside itself and beside merges. Not for everybody unless granted.
+batches_expired: how many batches have lost their details; what is passed in is ignored.
+batches_deleted: how many batches are not known any more; what is passed in is ignored.$comment$;
+
+REVOKE ALL ON PROCEDURE @extschema@.idem_maintain(bigint, bigint) FROM PUBLIC;

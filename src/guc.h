@@ -16,6 +16,8 @@ typedef enum IdemEngine
 } IdemEngine;
 
 extern int	idem_guc_engine;
+extern int	idem_guc_key_retention;
+extern int	idem_guc_retention;
 
 extern void idem_guc_define(void);
 

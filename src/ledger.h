@@ -37,6 +37,8 @@ typedef struct IdemBatchKey
 typedef struct IdemLedgerEntry
 {
 	bool		is_merge;
+	bool		expired;		/* what follows is not known any more, except
+								 * revision and applied_at */
 	int32		revision;
 	char	   *fingerprint;	/* NULL if a claim had none, or while this
 								 * transaction merges the batch */

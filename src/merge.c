@@ -156,6 +156,7 @@ replay(Merge *merge, const IdemLedgerEntry *entry)
 	IdemMergeResult *result = merge->result;
 
 	result->status = "replayed";
+	result->expired = entry->expired;
 	result->revision = entry->revision;
 	memcpy(result->rows, entry->rows, sizeof(result->rows));
 	result->fingerprint = entry->fingerprint;
@@ -165,7 +166,11 @@ replay(Merge *merge, const IdemLedgerEntry *entry)
 	result->elapsed_null = entry->elapsed_null;
 }
 
-/* II004: a replay would leave the target without the batch. */
+/*
+ * II004: a replay would leave the target without the batch. Of one that has
+ * expired it is not known whether it wrote rows, so that an empty target proves
+ * nothing.
+ */
 static void
 require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 {
@@ -299,14 +304,20 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 	if (!entry->is_merge)
 		report_other_operation(&merge->key, entry);
 	/* A row without fingerprint is not complete: nobody else would see it. */
-	if (entry->fingerprint == NULL)
+	if (entry->fingerprint == NULL && !entry->expired)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("batch \"%s\" is being merged by this very transaction",
 						merge->key.batch_id),
 				 errdetail("A trigger, a default or a view that the merge runs has called idem_merge() for the same batch."),
 				 errhint("Give the inner call another batch id or another pipeline.")));
-	if (request->on_mismatch != IDEM_MISMATCH_SKIP && !merge->derived)
+	if (entry->expired)
+	{
+		/* Nothing is left to compare with. Who wants this content gets it. */
+		if (request->on_mismatch == IDEM_MISMATCH_APPLY && !merge->derived)
+			return "apply";
+	}
+	else if (request->on_mismatch != IDEM_MISMATCH_SKIP && !merge->derived)
 	{
 		List	   *columns = idem_relinfo_columns(merge->info->staging, entry->columns, true);
 

@@ -16,6 +16,7 @@ typedef struct IdemMergeResult
 {
 	const char *status;
 	const char *batch_id;
+	bool		expired;		/* a replay that knows no counts any more */
 	int32		revision;		/* 0: none */
 	int64		rows[IDEM_LEDGER_COUNTS];	/* as in IdemLedgerEntry */
 	const char *fingerprint;
