@@ -39,6 +39,7 @@
 #include "storage/bufmgr.h"
 #include "storage/itemptr.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
@@ -62,10 +63,10 @@ typedef struct Basis
 } Basis;
 
 /*
- * Rows of a range, each with how long it and its key are kept; NULL is for ever.
- * $1 and $2 are the settings, $3 and $4 the range.
+ * Rows of the ledger, each with how long it and its key are kept; NULL is for
+ * ever. $1 and $2 are the settings, $3 and $4 the range.
  */
-#define ROWS_OF_RANGE \
+#define ROWS \
 	" %1$s.idem_ledger l" \
 	" LEFT JOIN %1$s.idem_retention p ON p.target = l.target AND p.target_type = l.target_type" \
 	" AND p.pipeline = l.pipeline" \
@@ -73,13 +74,18 @@ typedef struct Basis
 	" AND t.pipeline IS NULL" \
 	" CROSS JOIN LATERAL (SELECT" \
 	" NULLIF(COALESCE(p.retention, t.retention, $1), '0') AS details," \
-	" NULLIF(COALESCE(p.key_retention, t.key_retention, $2), '0') AS key) AS keep" \
-	" WHERE l.ctid >= $3 AND l.ctid < $4"
+	" NULLIF(COALESCE(p.key_retention, t.key_retention, $2), '0') AS key) AS keep"
+#define IN_RANGE " WHERE l.ctid >= $3 AND l.ctid < $4"
 
 /* A row that there is something to do about, unless it is the newest one. */
 #define KEY_IS_DUE "l.applied_at < now() - keep.key"
 #define IS_DUE \
 	"(" KEY_IS_DUE " OR (l.options IS NOT NULL AND l.applied_at < now() - keep.details))"
+
+/* The row of n that k, of idem_newest, is about, unless that has expired. */
+#define THE_NEWEST \
+	" WHERE n.target = k.target AND n.pipeline = k.pipeline AND n.batch_id = k.batch_id" \
+	" AND n.claimed_by = k.claimed_by AND n.options IS NOT NULL"
 
 /* A row about a table, or of a role, that is gone. */
 #define IS_ORPHAN \
@@ -96,6 +102,9 @@ run(const IdemLedger *ledger, const char *text, IdemSpiArgs *args)
 	uint64		processed;
 
 	idem_security_push(&saved, ledger->owner);
+	/* For rows of one megabyte it never pays; the push is undone with it. */
+	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	processed = idem_spi_execute(psprintf(text, ledger->schema), InvalidOid, args, false);
 	idem_security_pop(&saved);
 	return processed;
@@ -127,7 +136,7 @@ retention_arguments(IdemSpiArgs *args)
 	idem_spi_arg(args, INTERVALOID, minutes_to_interval(idem_guc_key_retention), false);
 }
 
-/* $3 and $4 of statements with ROWS_OF_RANGE. */
+/* $3 and $4 of statements with IN_RANGE. */
 static void
 range_arguments(IdemSpiArgs *args, BlockNumber first_block)
 {
@@ -224,7 +233,7 @@ find_newest(const IdemLedger *ledger, BlockNumber first_block)
 	(void) run(ledger,
 			   "WITH due AS (SELECT l.target, l.pipeline, l.claimed_by, l.target_type,"
 			   " max(l.applied_at) AS latest, now() - min(LEAST(keep.details, keep.key)) AS undue"
-			   " FROM" ROWS_OF_RANGE " AND " IS_DUE " GROUP BY 1, 2, 3, 4)"
+			   " FROM" ROWS IN_RANGE " AND " IS_DUE " GROUP BY 1, 2, 3, 4)"
 			   " INSERT INTO %1$s.idem_newest AS known (target, pipeline, claimed_by, batch_id)"
 			   " SELECT due.target, due.pipeline, due.claimed_by, found.batch_id FROM due"
 			   " CROSS JOIN LATERAL ("
@@ -240,11 +249,11 @@ find_newest(const IdemLedger *ledger, BlockNumber first_block)
 			   " AND n.options IS NOT NULL"
 			   " ORDER BY n.applied_at DESC, n.batch_id DESC LIMIT 1)"
 			   " LIMIT 1) AS found"
-			   " WHERE NOT EXISTS (SELECT FROM %1$s.idem_newest k"
-			   " JOIN %1$s.idem_ledger n USING (target, pipeline, batch_id, claimed_by)"
+			   " WHERE NOT EXISTS (SELECT FROM %1$s.idem_newest k CROSS JOIN LATERAL"
+			   " (SELECT * FROM %1$s.idem_ledger n" THE_NEWEST " OFFSET 0) AS n"
 			   " WHERE k.target = due.target AND k.pipeline = due.pipeline"
 			   " AND k.claimed_by = due.claimed_by AND n.target_type = due.target_type"
-			   " AND n.options IS NOT NULL AND n.applied_at >= due.latest)"
+			   " AND n.applied_at >= due.latest)"
 			   " ORDER BY 1, 2, 3"
 			   " ON CONFLICT (target, pipeline, claimed_by) DO UPDATE SET batch_id = EXCLUDED.batch_id",
 			   &args);
@@ -262,20 +271,20 @@ clear_range(const IdemLedger *ledger, BlockNumber first_block, IdemMaintenanceCo
 
 	range_arguments(&args, first_block);
 	(void) run(ledger,
-			   "WITH newest AS MATERIALIZED (SELECT n.target, n.pipeline, n.claimed_by,"
+			   "WITH newest AS MATERIALIZED (SELECT k.target, k.pipeline, k.claimed_by,"
 			   " n.target_type, n.applied_at"
 			   " FROM (SELECT DISTINCT l.target, l.pipeline, l.claimed_by"
-			   " FROM" ROWS_OF_RANGE " AND " IS_DUE ") AS due"
+			   " FROM" ROWS IN_RANGE " AND " IS_DUE ") AS due"
 			   " JOIN %1$s.idem_newest k USING (target, pipeline, claimed_by)"
-			   " JOIN %1$s.idem_ledger n USING (target, pipeline, claimed_by, batch_id)"
-			   " WHERE n.options IS NOT NULL FOR KEY SHARE OF n SKIP LOCKED),"
+			   " CROSS JOIN LATERAL (SELECT * FROM %1$s.idem_ledger n" THE_NEWEST
+			   " FOR KEY SHARE SKIP LOCKED) AS n),"
 			   " found AS MATERIALIZED (SELECT l.ctid AS at,"
 			   " " IS_ORPHAN " OR COALESCE(" KEY_IS_DUE ", false) AS remove"
-			   " FROM" ROWS_OF_RANGE
-			   " AND (" IS_ORPHAN " OR " IS_DUE " AND EXISTS (SELECT FROM newest n"
-			   " WHERE n.target = l.target AND n.pipeline = l.pipeline"
+			   " FROM" ROWS
+			   " LEFT JOIN newest n ON n.target = l.target AND n.pipeline = l.pipeline"
 			   " AND n.claimed_by = l.claimed_by AND n.target_type = l.target_type"
-			   " AND n.applied_at > l.applied_at))"
+			   " AND n.applied_at > l.applied_at"
+			   IN_RANGE " AND (" IS_ORPHAN " OR " IS_DUE " AND n.target IS NOT NULL)"
 			   " FOR UPDATE OF l SKIP LOCKED),"
 			   " removed AS (DELETE FROM %1$s.idem_ledger"
 			   " WHERE ctid = ANY (ARRAY(SELECT at FROM found WHERE remove)) RETURNING 1),"
@@ -312,7 +321,7 @@ set_due(const IdemLedger *ledger, const Basis *basis, BlockNumber first_block)
 			   "UPDATE %1$s.idem_sweep SET basis = $6, due = CASE WHEN $7 IS NULL THEN 'infinity'"
 			   " ELSE GREATEST(now() + LEAST($7 / 10, '1 day'), LEAST(now() + $7,"
 			   " (SELECT min(l.applied_at + CASE WHEN l.options IS NULL THEN keep.key"
-			   " ELSE LEAST(keep.details, keep.key) END) FROM" ROWS_OF_RANGE "))) END"
+			   " ELSE LEAST(keep.details, keep.key) END) FROM" ROWS IN_RANGE "))) END"
 			   " WHERE first_block = $5", &args);
 }
 
