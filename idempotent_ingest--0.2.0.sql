@@ -471,3 +471,171 @@ batches_expired: how many batches have lost their details; what is passed in is 
 batches_deleted: how many batches are not known any more; what is passed in is ignored.$comment$;
 
 REVOKE ALL ON PROCEDURE @extschema@.idem_maintain(bigint, bigint) FROM PUBLIC;
+
+--
+-- Monitoring
+--
+CREATE FUNCTION @extschema@.idem_stats_memory(
+    OUT target regclass,
+    OUT batches_applied bigint,
+    OUT batches_reapplied bigint,
+    OUT batches_replayed bigint,
+    OUT errors_mismatch bigint,
+    OUT errors_already_applied bigint,
+    OUT errors_stale_row bigint,
+    OUT errors_lost_batch bigint,
+    OUT errors_not_in_target bigint,
+    OUT errors_other bigint,
+    OUT rows_staged bigint,
+    OUT rows_duplicate bigint,
+    OUT rows_inserted bigint,
+    OUT rows_updated bigint,
+    OUT rows_deleted bigint,
+    OUT rows_unchanged bigint,
+    OUT rows_stale bigint,
+    OUT rows_skipped bigint,
+    OUT elapsed_seconds double precision,
+    OUT wal_bytes bigint,
+    OUT last_batch_at timestamptz,
+    OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'idem_stats_memory'
+LANGUAGE C STABLE PARALLEL RESTRICTED STRICT COST 100 ROWS 100;
+
+COMMENT ON FUNCTION @extschema@.idem_stats_memory() IS
+'What merges into the tables of this database have done since the server was started, as far as the current user may know; no rows if the library is not in shared_preload_libraries. Read it through the view idem_stats.';
+
+CREATE FUNCTION @extschema@.idem_stats_in_memory() RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_stats_in_memory'
+LANGUAGE C STABLE PARALLEL SAFE STRICT;
+
+COMMENT ON FUNCTION @extschema@.idem_stats_in_memory() IS
+'Whether merges are counted in shared memory: the library is in shared_preload_libraries.';
+
+CREATE FUNCTION @extschema@.idem_stats_reset() RETURNS void
+AS 'MODULE_PATHNAME', 'idem_stats_reset'
+LANGUAGE C VOLATILE PARALLEL UNSAFE STRICT;
+
+COMMENT ON FUNCTION @extschema@.idem_stats_reset() IS
+'Lets the counts in shared memory, of all databases, begin at zero. Not for everybody unless granted.';
+
+REVOKE ALL ON FUNCTION @extschema@.idem_stats_reset() FROM PUBLIC;
+
+CREATE VIEW @extschema@.idem_stats WITH (security_barrier) AS
+SELECT s.target,
+       s.batches_applied,
+       s.batches_reapplied,
+       s.batches_replayed,
+       s.errors_mismatch,
+       s.errors_already_applied,
+       s.errors_stale_row,
+       s.errors_lost_batch,
+       s.errors_not_in_target,
+       s.errors_other,
+       s.rows_staged,
+       s.rows_duplicate,
+       s.rows_inserted,
+       s.rows_updated,
+       s.rows_deleted,
+       s.rows_unchanged,
+       s.rows_stale,
+       s.rows_skipped,
+       s.elapsed_seconds,
+       s.wal_bytes,
+       s.last_batch_at,
+       s.since,
+       'memory'::pg_catalog.text AS source
+FROM @extschema@.idem_stats_memory() s
+UNION ALL
+SELECT l.target,
+       l.batches_applied, l.batches_reapplied,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       l.rows_staged, l.rows_duplicate, l.rows_inserted, l.rows_updated,
+       l.rows_deleted, l.rows_unchanged, l.rows_stale, l.rows_skipped,
+       l.elapsed_seconds, NULL, l.last_batch_at, NULL, 'ledger'
+FROM (SELECT b.target, b.target_type,
+             pg_catalog.count(*) AS batches_applied,
+             pg_catalog.sum(b.revision OPERATOR(pg_catalog.-) 1) AS batches_reapplied,
+             pg_catalog.sum(b.rows_staged)::pg_catalog.int8 AS rows_staged,
+             pg_catalog.sum(b.rows_duplicate)::pg_catalog.int8 AS rows_duplicate,
+             pg_catalog.sum(b.rows_inserted)::pg_catalog.int8 AS rows_inserted,
+             pg_catalog.sum(b.rows_updated)::pg_catalog.int8 AS rows_updated,
+             pg_catalog.sum(b.rows_deleted)::pg_catalog.int8 AS rows_deleted,
+             pg_catalog.sum(b.rows_unchanged)::pg_catalog.int8 AS rows_unchanged,
+             pg_catalog.sum(b.rows_stale)::pg_catalog.int8 AS rows_stale,
+             pg_catalog.sum(b.rows_skipped)::pg_catalog.int8 AS rows_skipped,
+             pg_catalog.sum(EXTRACT(epoch FROM b.elapsed))::pg_catalog.float8 AS elapsed_seconds,
+             pg_catalog.max(b.applied_at) AS last_batch_at
+      FROM @extschema@.idem_ledger b
+      WHERE b.operation OPERATOR(pg_catalog.=) 'merge'
+        AND NOT @extschema@.idem_stats_in_memory()
+      GROUP BY b.target, b.target_type) l
+JOIN pg_catalog.pg_class c
+     ON c.oid OPERATOR(pg_catalog.=) l.target::pg_catalog.oid
+        AND c.reltype OPERATOR(pg_catalog.=) l.target_type::pg_catalog.oid
+WHERE pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')
+      OR pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')
+         AND (pg_catalog.has_table_privilege(c.oid, 'SELECT')
+              OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT'));
+
+COMMENT ON VIEW @extschema@.idem_stats IS
+'What merges have done, for each target: for the tables that the current user may SELECT from, or for all with the rights of pg_read_all_stats. From shared memory if the library is in shared_preload_libraries, and otherwise from the ledger, which does not know of replays, errors and WAL, nor of the rows and times of batches that have expired.';
+COMMENT ON COLUMN @extschema@.idem_stats.target IS 'table that was merged into';
+COMMENT ON COLUMN @extschema@.idem_stats.batches_applied IS 'calls that applied a batch';
+COMMENT ON COLUMN @extschema@.idem_stats.batches_reapplied IS 'calls that applied a known batch again';
+COMMENT ON COLUMN @extschema@.idem_stats.batches_replayed IS 'calls that returned the recorded result';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_mismatch IS 'calls refused with II001';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_already_applied IS 'calls refused with II002';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_stale_row IS 'calls refused with II003';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_lost_batch IS 'calls refused with II004';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_not_in_target IS 'calls refused with II005';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_other IS 'calls that failed otherwise, after the privileges were checked';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_staged IS 'rows staged in batches that were applied';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_duplicate IS 'rows that another row of the same key replaced';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_inserted IS 'rows inserted into the target';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_updated IS 'rows of the target that were updated';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_deleted IS 'rows deleted from the target; always 0 in this version';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_unchanged IS 'rows that the target already had';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_stale IS 'rows older than the stored ones';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_skipped IS 'rows left out by the mode, or by a BEFORE trigger';
+COMMENT ON COLUMN @extschema@.idem_stats.elapsed_seconds IS 'time that the calls took';
+COMMENT ON COLUMN @extschema@.idem_stats.wal_bytes IS 'WAL that the calls wrote';
+COMMENT ON COLUMN @extschema@.idem_stats.last_batch_at IS 'when a batch was applied last';
+COMMENT ON COLUMN @extschema@.idem_stats.since IS 'since when it is counted';
+COMMENT ON COLUMN @extschema@.idem_stats.source IS 'memory or ledger';
+
+GRANT SELECT ON @extschema@.idem_stats TO PUBLIC;
+
+-- The last of the parameters are ours (src/progress.h).
+CREATE VIEW @extschema@.idem_progress AS
+SELECT s.pid,
+       s.relid::pg_catalog.regclass AS target,
+       CASE WHEN s.param20 OPERATOR(pg_catalog.=) 1 THEN 'waiting'
+            WHEN s.param20 OPERATOR(pg_catalog.=) 2 THEN 'reading'
+            WHEN s.param20 OPERATOR(pg_catalog.=) 3 THEN 'applying'
+            ELSE 'recording' END AS phase,
+       s.param19 AS rows_read,
+       s.param3 OPERATOR(pg_catalog.+) s.param4 AS rows_done,
+       CASE WHEN s.param18 OPERATOR(pg_catalog.>) 0 THEN s.param18 END AS rows_total,
+       s.param1 AS bytes_read,
+       CASE WHEN s.param2 OPERATOR(pg_catalog.>) 0 THEN s.param2 END AS bytes_total,
+       EXTRACT(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.query_start)::pg_catalog.float8 AS elapsed_seconds
+FROM pg_catalog.pg_stat_get_progress_info('COPY') s
+LEFT JOIN pg_catalog.pg_stat_get_activity(NULL) a ON a.pid OPERATOR(pg_catalog.=) s.pid
+WHERE s.param20 OPERATOR(pg_catalog.>) 0
+  AND s.datid OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d
+                                      WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
+
+COMMENT ON VIEW @extschema@.idem_progress IS
+'The merges that are running in this database: those of the roles whose rights the current user has, or all with the rights of pg_read_all_stats.';
+COMMENT ON COLUMN @extschema@.idem_progress.pid IS 'process that runs the merge';
+COMMENT ON COLUMN @extschema@.idem_progress.target IS 'table that it merges into';
+COMMENT ON COLUMN @extschema@.idem_progress.phase IS 'waiting (for the batch or the turn of the target), reading (for the fingerprint, or to compare), applying or recording; the counts are those of the phase';
+COMMENT ON COLUMN @extschema@.idem_progress.rows_read IS 'staged rows that were read, to the nearest thousand';
+COMMENT ON COLUMN @extschema@.idem_progress.rows_done IS 'rows that were written, or need not be, as far as that is known';
+COMMENT ON COLUMN @extschema@.idem_progress.rows_total IS 'staged rows, once their number is known; the native engine tells';
+COMMENT ON COLUMN @extschema@.idem_progress.bytes_read IS 'bytes of staging that were read; the native engine tells';
+COMMENT ON COLUMN @extschema@.idem_progress.bytes_total IS 'bytes of staging, if they are known';
+COMMENT ON COLUMN @extschema@.idem_progress.elapsed_seconds IS 'time since the statement began';
+
+GRANT SELECT ON @extschema@.idem_progress TO PUBLIC;

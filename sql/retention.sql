@@ -5,6 +5,7 @@
 SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotent_ingest;
 RESET client_min_messages;
+LOAD 'idempotent_ingest';
 CREATE SCHEMA retention;
 SET search_path = retention, public;
 \set SHOW_CONTEXT never

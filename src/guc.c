@@ -18,6 +18,7 @@
 
 int			idem_guc_engine = IDEM_ENGINE_AUTO;
 int			idem_guc_key_retention = 0;
+int			idem_guc_maintenance_delay = 20;
 int			idem_guc_retention = 90 * MINUTES_PER_DAY;
 
 static const struct config_enum_entry engine_options[] = {
@@ -51,6 +52,15 @@ idem_guc_define(void)
 							0, 0, MAX_RETENTION,
 							PGC_SUSET,
 							GUC_UNIT_MIN,
+							NULL, NULL, NULL);
+	DefineCustomIntVariable("idempotent_ingest.maintenance_delay",
+							"Sets the time between two steps of maintenance.",
+							"A step deals with some 500 batches. 0 means none, which leaves "
+							"less of the disk to merges that run meanwhile.",
+							&idem_guc_maintenance_delay,
+							20, 0, 60 * 1000,
+							PGC_SUSET,
+							GUC_UNIT_MS,
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("idempotent_ingest.retention",
 							"Sets how long the details of a batch are kept after it was applied.",

@@ -17,6 +17,7 @@ typedef enum IdemEngine
 
 extern int	idem_guc_engine;
 extern int	idem_guc_key_retention;
+extern int	idem_guc_maintenance_delay;
 extern int	idem_guc_retention;
 
 extern void idem_guc_define(void);

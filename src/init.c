@@ -8,8 +8,10 @@
 #include "postgres.h"
 
 #include "fmgr.h"
+#include "miscadmin.h"
 
 #include "guc.h"
+#include "stats.h"
 
 PG_MODULE_MAGIC;
 
@@ -19,4 +21,9 @@ void
 _PG_init(void)
 {
 	idem_guc_define();
+
+	/* Everything else is for servers that preload us; pg_upgrade wants none. */
+	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
+		return;
+	idem_stats_init();
 }

@@ -23,7 +23,8 @@
  * expire: one that is newer. It is looked for again only when batches become due
  * that are newer than it, so once per retention, not once per step.
  *
- * One step deals with one range, in a transaction of the caller's. The range's
+ * One step deals with one range, in a transaction of the caller's, which is short
+ * and writes little WAL, since merges that commit have to flush it. The range's
  * row is locked, so that several processes take different ranges. Rows of the
  * ledger that somebody else has locked are left for another time: no step waits
  * while it holds locks on them, and merges meet such a lock only where they
@@ -36,23 +37,25 @@
 #include "postgres.h"
 
 #include "catalog/pg_type.h"
-#include "storage/bufmgr.h"
+#include "miscadmin.h"
 #include "storage/itemptr.h"
+#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
+#include "utils/wait_event.h"
 
 #include "guc.h"
 #include "maintenance.h"
 #include "security.h"
 #include "spi_util.h"
 
-/* Blocks of the ledger that one step deals with: some 2000 rows. */
-#define RANGE_BLOCKS	128
+/* Blocks of the ledger that one step deals with: some 500 rows. */
+#define RANGE_BLOCKS	32
 
 /* How many rows of dropped tables go at once. */
-#define DROPPED_ROWS	2000
+#define DROPPED_ROWS	500
 
 /* What the due times are computed from. */
 typedef struct Basis
@@ -102,7 +105,7 @@ run(const IdemLedger *ledger, const char *text, IdemSpiArgs *args)
 	uint64		processed;
 
 	idem_security_push(&saved, ledger->owner);
-	/* For rows of one megabyte it never pays; the push is undone with it. */
+	/* For that few rows it never pays; the push is undone with it. */
 	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
 	processed = idem_spi_execute(psprintf(text, ledger->schema), InvalidOid, args, false);
@@ -375,6 +378,12 @@ idem_maintenance_step(const IdemLedger *ledger, IdemMaintenanceCounts *counts)
 	if (!OidIsValid(get_relname_relid("idem_sweep", ledger->schema_oid)))
 		return false;
 
+	/*
+	 * What a crash takes back is done again. Until the end of the transaction.
+	 */
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+
 	idem_spi_connect();
 	look_at_basis(ledger, &basis);
 	extend_sweep(ledger, &basis);
@@ -392,6 +401,21 @@ idem_maintenance_step(const IdemLedger *ledger, IdemMaintenanceCounts *counts)
 	}
 	idem_spi_finish();
 	return more;
+}
+
+/*
+ * Wait between two steps, so that merges need not share the disk and the WAL
+ * with us all the time. To be called outside of the steps' transactions.
+ */
+void
+idem_maintenance_nap(void)
+{
+	if (idem_guc_maintenance_delay == 0)
+		return;
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 idem_guc_maintenance_delay, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
 }
 
 /*

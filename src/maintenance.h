@@ -20,6 +20,7 @@ typedef struct IdemMaintenanceCounts
 } IdemMaintenanceCounts;
 
 extern bool idem_maintenance_step(const IdemLedger *ledger, IdemMaintenanceCounts *counts);
+extern void idem_maintenance_nap(void);
 extern void idem_maintenance_set_retention(const IdemLedger *ledger, Oid target,
 										   const char *pipeline, const Interval *retention,
 										   const Interval *key_retention);

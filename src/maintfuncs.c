@@ -63,6 +63,8 @@ idem_maintain(PG_FUNCTION_ARGS)
 		MemoryContextSwitchTo(old_context);
 		MemoryContextReset(context);
 		idem_spi_commit();
+		if (more)
+			idem_maintenance_nap();
 	} while (more);
 	idem_spi_finish();
 
