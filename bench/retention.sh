@@ -8,13 +8,16 @@
 #    empty ledger.
 #
 #   ROWS=10000000     batches, for each of the two
-#   DURATION=60       seconds for each run of pgbench
+#   DURATION=10       seconds for each run of pgbench
+#   REPEAT=6          runs of each; those with expiry and those without take turns,
+#                     so that whatever else the machine does hits both
 #
 # Works in a database of its own, idem_bench_retention, which it drops at the end.
 set -euo pipefail
 
 rows=${ROWS:-10000000}
-duration=${DURATION:-60}
+duration=${DURATION:-10}
+repeat=${REPEAT:-6}
 database=idem_bench_retention
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,14 +27,21 @@ sql()
     psql -X -q -At -v ON_ERROR_STOP=1 -d "$database" "$@"
 }
 
-# Latencies of pgbench's transactions with a script: number, median, p99, maximum.
-latencies()
+# run SCRIPT NAME CLIENTS: run pgbench once, and keep the latencies under a name.
+run()
 {
     rm -f "$work"/log*
-    (cd "$work" && pgbench -n -M prepared -c 4 -j 2 -T "$duration" -l --log-prefix=log -f "$1" "$database" >/dev/null)
-    cut -d' ' -f3 "$work"/log* | sort -n |
-        awk '{ a[NR] = $1 } END { printf "%d calls, median %.2f ms, p99 %.2f ms, max %.2f ms\n",
-                                  NR, a[int((NR + 1) / 2)] / 1000, a[int(NR * 0.99)] / 1000, a[NR] / 1000 }'
+    (cd "$work" && pgbench -n -M prepared -c "$3" -j 2 -T "$duration" -l --log-prefix=log -f "$1" "$database" >/dev/null)
+    cut -d' ' -f3 "$work"/log* >>"$work/latencies $2"
+}
+
+# What was kept: number, median, p99 and maximum.
+report()
+{
+    sort -n "$work/latencies $1" |
+        awk -v what="$1" '{ a[NR] = $1 }
+                          END { printf "%s: %d calls, median %.3f ms, p99 %.2f ms, max %.2f ms\n",
+                                       what, NR, a[int((NR + 1) / 2)] / 1000, a[int(NR * 0.99)] / 1000, a[NR] / 1000 }'
 }
 
 # fill FROM TO AGE: batches of four pipelines, applied AGE days ago and later.
@@ -58,6 +68,7 @@ SELECT format('CREATE TABLE target_%s (id int PRIMARY KEY, v bigint) WITH (fillf
 CREATE VIEW incoming AS
 SELECT id, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS v FROM generate_series(1, 10) AS id;
 CREATE TABLE staging AS TABLE incoming;
+SELECT format('INSERT INTO target_%s TABLE incoming', n) FROM generate_series(1, 4) AS n \gexec
 END
 cat >"$work/merge" <<'END'
 \set target :client_id + 1
@@ -68,31 +79,38 @@ cat >"$work/replay" <<END
 \\set n random(1, :batches)
 SELECT 1 / (status = 'replayed')::int FROM idem_merge('staging', ('target_' || :n % 4 + 1)::regclass, '{id}', 'batch ' || :n, 'pipeline ' || :n % 4, on_mismatch => 'skip');
 END
+# replays NAME BATCHES
 replays()
 {
-    sed -i "s/random(1, .*)/random(1, $1)/" "$work/replay"
-    latencies "$work/replay"
+    local i
+    sed -i "s/random(1, .*)/random(1, $2)/" "$work/replay"
+    for ((i = 0; i < repeat; i++)); do
+        run "$work/replay" "$1" 1
+    done
+    report "$1"
 }
 
-echo "merges of 10 rows, 4 clients, empty ledger: $(latencies "$work/merge")"
-sql -c 'TRUNCATE idem_ledger'
 fill 1 400 1
-echo "replays, ledger of 400 batches: $(replays 400)"
+replays "replays, ledger of 400 batches" 400
 sql -c 'TRUNCATE idem_ledger'
 echo "filling the ledger with $rows old batches"
 fill 1 "$rows" 100
-sql -c "SELECT 'ledger ' || pg_size_pretty(pg_table_size('idem_ledger')) || ', key ' || pg_size_pretty(pg_table_size('idem_ledger_pkey'))"
-echo "merges, without expiry: $(latencies "$work/merge")"
+for ((i = 0; i < repeat; i++)); do
+    run "$work/merge" "merges of 10 rows by 4 clients, without expiry" 4
+    psql -X -q -d "$database" -c "SET statement_timeout = '${duration}s'" -c 'CALL idem_maintain()' >"$work/maintained" 2>&1 &
+    run "$work/merge" "merges of 10 rows by 4 clients, with expiry" 4
+    wait $! || true
+    grep -q 'canceling statement' "$work/maintained" || echo "expiry has ended too early: choose a shorter DURATION or more ROWS"
+done
+report "merges of 10 rows by 4 clients, without expiry"
+report "merges of 10 rows by 4 clients, with expiry"
+sql -c "SELECT count(*) FILTER (WHERE expired) || ' have expired in $((repeat * duration)) s' FROM idem_batches"
 start=$(date +%s)
-sql -c 'CALL idem_maintain()' >"$work/maintained" &
-pid=$!
-echo "merges, with expiry: $(latencies "$work/merge")"
-kill -0 "$pid" 2>/dev/null || echo "expiry had ended before: choose a shorter DURATION"
-wait "$pid"
-echo "expired|deleted $(cat "$work/maintained") in $(($(date +%s) - start)) s"
-sql -F ' ' -c "SELECT pg_stat_force_next_flush()" >/dev/null
+sql -c 'SET idempotent_ingest.maintenance_delay = 0' -c 'CALL idem_maintain()' |
+    sed "s/|.*/ more/; s/\$/, without delay/"
+echo "in $(($(date +%s) - start)) s"
 sql -c "SELECT 'updates of the ledger: ' || n_tup_upd || ', within their page: ' || n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'idem_ledger'"
 fill $((rows + 1)) $((2 * rows)) 1
 sql -c "SELECT 'ledger ' || pg_size_pretty(pg_table_size('idem_ledger')) || ', key ' || pg_size_pretty(pg_table_size('idem_ledger_pkey')) || ', sweep ' || pg_size_pretty(pg_total_relation_size('idem_sweep'))"
-echo "replays, $rows live and $rows expired batches: $(replays $((2 * rows)))"
+replays "replays, $rows live and $rows expired batches" $((2 * rows))
 psql -X -q -d postgres -c "DROP DATABASE $database"

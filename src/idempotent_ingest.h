@@ -6,13 +6,14 @@
  * Layers call downward only:
  *
  *	0  idempotent_ingest.h, compat.h
- *	1  security, spi_util, rowhash (which calls security)
+ *	1  security, spi_util, rowhash (which calls security), progress, stats
  *	   valuefuncs (which calls rowhash)
  *	2  relcheck, relinfo and keyindex (which call relcheck and each other),
  *	   ledger, turn
  *	3  sqlgen, rowfuncs, engine_sql (which calls both)
- *	4  merge
- *	5  sqlfuncs
+ *	4  merge, maintenance
+ *	5  sqlfuncs, maintfuncs, statsfuncs
+ *	6  init
  *
  *-------------------------------------------------------------------------
  */

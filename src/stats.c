@@ -20,11 +20,11 @@
 #include "nodes/pg_list.h"
 #include "storage/ipc.h"
 #include "storage/lwlock.h"
-#include "storage/shmem.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "idempotent_ingest.h"
 #include "stats.h"
 
@@ -93,8 +93,8 @@ startup(void)
 		shared->lock = &(GetNamedLWLockTranche(NAME))->lock;
 		shared->since = GetCurrentTimestamp();
 	}
-	entries = ShmemInitHash("idempotent_ingest targets", MAX_TARGETS, MAX_TARGETS, &control,
-							HASH_ELEM | HASH_BLOBS);
+	entries = shmem_init_hash_compat("idempotent_ingest targets", MAX_TARGETS, &control,
+									 HASH_ELEM | HASH_BLOBS);
 	LWLockRelease(AddinShmemInitLock);
 }
 
