@@ -30,11 +30,11 @@ CREATE TABLE @extschema@.idem_ledger (
     engine               text COLLATE "C",
     applied_at           timestamptz NOT NULL,
     elapsed              interval,
-    role                 name NOT NULL,
+    role                 name,
     application_name     text,
     xid                  xid8 NOT NULL,
     turn                 integer,
-    options              jsonb NOT NULL DEFAULT '{}',
+    options              jsonb DEFAULT '{}',
     metadata             jsonb,
     CONSTRAINT idem_ledger_pkey PRIMARY KEY (target, pipeline, batch_id, claimed_by)
 ) WITH (fillfactor = 80);
@@ -45,7 +45,7 @@ CREATE TABLE @extschema@.idem_ledger (
 CREATE INDEX idem_ledger_xid_idx ON @extschema@.idem_ledger USING brin ((xid::pg_catalog.text::pg_catalog.int8));
 
 COMMENT ON TABLE @extschema@.idem_ledger IS
-'One row for each batch that was applied; written only by idem_merge(), idem_claim() and idem_forget(), in the transaction of the batch itself. Read it through the view idem_batches.';
+'One row for each batch that was applied; written by idem_merge(), idem_claim() and idem_forget(), in the transaction of the batch itself, and by idem_maintain(), which clears the details of batches that have expired and leaves their keys. Read it through the view idem_batches.';
 COMMENT ON COLUMN @extschema@.idem_ledger.target IS 'table that the batch was merged into; 0 for idem_claim() without a target';
 COMMENT ON COLUMN @extschema@.idem_ledger.pipeline IS 'sender of the batch, empty string if unnamed; at most 255 bytes';
 COMMENT ON COLUMN @extschema@.idem_ledger.batch_id IS 'name of the batch within target and pipeline; at most 255 bytes';
@@ -72,7 +72,7 @@ COMMENT ON COLUMN @extschema@.idem_ledger.role IS 'role that applied the batch';
 COMMENT ON COLUMN @extschema@.idem_ledger.application_name IS 'application_name of the session that applied the batch';
 COMMENT ON COLUMN @extschema@.idem_ledger.xid IS 'transaction that applied the batch';
 COMMENT ON COLUMN @extschema@.idem_ledger.turn IS 'class of merges that this one may run beside; NULL if it took its turn alone';
-COMMENT ON COLUMN @extschema@.idem_ledger.options IS 'options that decide the result, without those at their default: key, version, audit, update, exclude, mode, on_duplicate, on_stale';
+COMMENT ON COLUMN @extschema@.idem_ledger.options IS 'options that decide the result, without those at their default: key, version, audit, update, exclude, mode, on_duplicate, on_stale; NULL once the batch has expired, and then fingerprint, counts, engine, elapsed, role, application_name and metadata are NULL as well';
 COMMENT ON COLUMN @extschema@.idem_ledger.metadata IS 'what the caller wanted to keep with the batch';
 COMMENT ON INDEX @extschema@.idem_ledger_xid_idx IS 'finds the batches committed since a snapshot, for merges above READ COMMITTED';
 
@@ -126,7 +126,8 @@ SELECT l.target, l.pipeline, l.batch_id, l.operation, l.revision,
        l.rows_staged, l.rows_duplicate, l.rows_inserted, l.rows_updated,
        l.rows_deleted, l.rows_unchanged, l.rows_stale, l.rows_skipped,
        l.fingerprint, l.engine, l.applied_at, l.elapsed, l.role,
-       l.application_name, l.xid, l.options, l.metadata
+       l.application_name, l.xid, l.options, l.metadata,
+       l.options IS NULL AS expired
 FROM @extschema@.idem_ledger l
 WHERE CASE WHEN l.target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
            THEN pg_catalog.pg_has_role(l.claimed_by::pg_catalog.oid, 'USAGE')
@@ -162,6 +163,7 @@ COMMENT ON COLUMN @extschema@.idem_batches.application_name IS 'application_name
 COMMENT ON COLUMN @extschema@.idem_batches.xid IS 'transaction that applied the batch';
 COMMENT ON COLUMN @extschema@.idem_batches.options IS 'options that decide the result, without those at their default';
 COMMENT ON COLUMN @extschema@.idem_batches.metadata IS 'what the caller wanted to keep with the batch';
+COMMENT ON COLUMN @extschema@.idem_batches.expired IS 'true: the batch is known still, but its details are not';
 
 GRANT SELECT ON @extschema@.idem_batches TO PUBLIC;
 
@@ -205,8 +207,9 @@ CREATE FUNCTION @extschema@.idem_merge(
     OUT fingerprint    text,
     OUT engine         text,
     OUT applied_at     timestamptz,
-    OUT elapsed        interval)
-AS 'MODULE_PATHNAME', 'idem_merge'
+    OUT elapsed        interval,
+    OUT expired        boolean)
+AS 'MODULE_PATHNAME', 'idem_merge_0_2'
 LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 10000;
 
 COMMENT ON FUNCTION @extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb) IS
@@ -230,7 +233,7 @@ nowait: true: 55P03 instead of waiting for the same batch in another session; de
 exclusive: true: an ACCESS EXCLUSIVE lock on the target is allowed, which only its owner may have: an empty target is filled before its indexes are built; default false.
 dry_run: true: exact counts, nothing written or claimed, and no lock but ACCESS SHARE; works on a standby; default false.
 metadata: kept in the ledger, for example a file name or offsets. Default NULL.
-Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others.
+Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others. expired is true if the batch is known, but its details are not any more: then the counts are NULL.
 Errors: 21000 duplicate keys, 23502 NULL key, 42P10 no unique index on the key, 42703 columns differ, II001 mismatch, II002 already applied, II003 stale row, II004 replay into a target that lost the batch, II005 derived id seen before but not in the target any more; and whatever the equivalent INSERT would raise.$comment$;
 
 CREATE FUNCTION @extschema@.idem_explain(
@@ -374,6 +377,268 @@ AS 'MODULE_PATHNAME', 'idem_image'
 LANGUAGE C STABLE PARALLEL SAFE CALLED ON NULL INPUT;
 COMMENT ON FUNCTION @extschema@.idem_image("any") IS
 'Internal to idempotent_ingest: a sort key with the order of record_image_ops, whatever way the values are stored.';
+
+--
+-- Retention
+--
+CREATE TABLE @extschema@.idem_retention (
+    target        regclass NOT NULL,
+    pipeline      text COLLATE "C",
+    target_type   regtype NOT NULL,
+    retention     interval,
+    key_retention interval,
+    CONSTRAINT idem_retention_key UNIQUE NULLS NOT DISTINCT (target, pipeline)
+);
+
+COMMENT ON TABLE @extschema@.idem_retention IS
+'How long batches are kept where that is not as the settings idempotent_ingest.retention and idempotent_ingest.key_retention say; written by idem_set_retention().';
+COMMENT ON COLUMN @extschema@.idem_retention.target IS 'table whose batches are meant; 0 for claims without a target';
+COMMENT ON COLUMN @extschema@.idem_retention.pipeline IS 'pipeline whose batches are meant; NULL for all that have no row of their own';
+COMMENT ON COLUMN @extschema@.idem_retention.target_type IS 'row type of the target, as in idem_ledger';
+COMMENT ON COLUMN @extschema@.idem_retention.retention IS 'how long details are kept; 0 for ever, NULL as for the whole target, or as the setting says';
+COMMENT ON COLUMN @extschema@.idem_retention.key_retention IS 'how long a batch is recognised; 0 for ever, NULL as for the whole target, or as the setting says';
+
+REVOKE ALL ON @extschema@.idem_retention FROM PUBLIC;
+
+SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_retention', $filter$
+WHERE target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
+   OR EXISTS (SELECT FROM pg_catalog.pg_class c
+              WHERE c.oid OPERATOR(pg_catalog.=) target::pg_catalog.oid
+                AND c.reltype OPERATOR(pg_catalog.=) target_type::pg_catalog.oid)
+$filter$);
+
+-- What maintenance knows about the ledger. It finds all of it out anew if it is
+-- lost, so that it need not be dumped.
+CREATE TABLE @extschema@.idem_sweep (
+    first_block bigint NOT NULL,
+    due         timestamptz NOT NULL,
+    basis       text COLLATE "C" NOT NULL,
+    CONSTRAINT idem_sweep_pkey PRIMARY KEY (first_block)
+);
+CREATE INDEX idem_sweep_due_idx ON @extschema@.idem_sweep (basis, due);
+
+COMMENT ON TABLE @extschema@.idem_sweep IS
+'When idem_maintain() is to look at a part of the ledger again.';
+COMMENT ON COLUMN @extschema@.idem_sweep.first_block IS 'first block of the part';
+COMMENT ON COLUMN @extschema@.idem_sweep.due IS 'when something in it can have expired';
+COMMENT ON COLUMN @extschema@.idem_sweep.basis IS 'hash of what that was computed from; another one means now';
+COMMENT ON INDEX @extschema@.idem_sweep_due_idx IS 'finds a part that is to be looked at';
+
+REVOKE ALL ON @extschema@.idem_sweep FROM PUBLIC;
+
+CREATE TABLE @extschema@.idem_newest (
+    target     regclass NOT NULL,
+    pipeline   text COLLATE "C" NOT NULL,
+    claimed_by regrole NOT NULL,
+    batch_id   text COLLATE "C" NOT NULL,
+    CONSTRAINT idem_newest_pkey PRIMARY KEY (target, pipeline, claimed_by)
+);
+
+COMMENT ON TABLE @extschema@.idem_newest IS
+'For each target and pipeline a batch that let older ones expire: the newest that idem_maintain() knows of.';
+COMMENT ON COLUMN @extschema@.idem_newest.target IS 'as in idem_ledger';
+COMMENT ON COLUMN @extschema@.idem_newest.pipeline IS 'as in idem_ledger';
+COMMENT ON COLUMN @extschema@.idem_newest.claimed_by IS 'as in idem_ledger';
+COMMENT ON COLUMN @extschema@.idem_newest.batch_id IS 'as in idem_ledger';
+
+REVOKE ALL ON @extschema@.idem_newest FROM PUBLIC;
+
+CREATE FUNCTION @extschema@.idem_set_retention(
+    target        regclass,
+    retention     interval DEFAULT NULL,
+    key_retention interval DEFAULT NULL,
+    pipeline      text     DEFAULT NULL)
+RETURNS void
+AS 'MODULE_PATHNAME', 'idem_set_retention'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1000;
+
+COMMENT ON FUNCTION @extschema@.idem_set_retention(regclass, interval, interval, text) IS
+$comment$Sets how long the batches of a table are kept, in place of the settings idempotent_ingest.retention and idempotent_ingest.key_retention. For the owner of the table. With both NULL, what was set is removed.
+target: table whose batches are meant. NULL: claims without a target, of whatever role; for the owner of the extension only.
+retention: age at which the details of a batch are cleared; 0 is never. NULL (default): as set for the whole target, or by the setting.
+key_retention: age at which a batch is not recognised any more; 0 is never. NULL (default): as set for the whole target, or by the setting.
+pipeline: pipeline whose batches are meant. NULL (default): all that have no retention of their own.$comment$;
+
+CREATE PROCEDURE @extschema@.idem_maintain(
+    INOUT batches_expired bigint DEFAULT 0,
+    INOUT batches_deleted bigint DEFAULT 0)
+AS 'MODULE_PATHNAME', 'idem_maintain'
+LANGUAGE C SECURITY INVOKER;
+
+COMMENT ON PROCEDURE @extschema@.idem_maintain(bigint, bigint) IS
+$comment$Clears the details of batches that are older than their retention, and removes batches that are older than their key_retention and those of dropped tables. Commits after each small step, so that it cannot run in a transaction block, and can run beside itself and beside merges. Not for everybody unless granted.
+batches_expired: how many batches have lost their details; what is passed in is ignored.
+batches_deleted: how many batches are not known any more; what is passed in is ignored.$comment$;
+
+REVOKE ALL ON PROCEDURE @extschema@.idem_maintain(bigint, bigint) FROM PUBLIC;
+
+--
+-- Monitoring
+--
+CREATE FUNCTION @extschema@.idem_stats_memory(
+    OUT target regclass,
+    OUT batches_applied bigint,
+    OUT batches_reapplied bigint,
+    OUT batches_replayed bigint,
+    OUT errors_mismatch bigint,
+    OUT errors_already_applied bigint,
+    OUT errors_stale_row bigint,
+    OUT errors_lost_batch bigint,
+    OUT errors_not_in_target bigint,
+    OUT errors_other bigint,
+    OUT rows_staged bigint,
+    OUT rows_duplicate bigint,
+    OUT rows_inserted bigint,
+    OUT rows_updated bigint,
+    OUT rows_deleted bigint,
+    OUT rows_unchanged bigint,
+    OUT rows_stale bigint,
+    OUT rows_skipped bigint,
+    OUT elapsed_seconds double precision,
+    OUT wal_bytes bigint,
+    OUT last_batch_at timestamptz,
+    OUT since timestamptz)
+RETURNS SETOF record
+AS 'MODULE_PATHNAME', 'idem_stats_memory'
+LANGUAGE C STABLE PARALLEL RESTRICTED STRICT COST 100 ROWS 100;
+
+COMMENT ON FUNCTION @extschema@.idem_stats_memory() IS
+'What merges into the tables of this database have done since the server was started, as far as the current user may know; no rows if the library is not in shared_preload_libraries. Read it through the view idem_stats.';
+
+CREATE FUNCTION @extschema@.idem_stats_in_memory() RETURNS boolean
+AS 'MODULE_PATHNAME', 'idem_stats_in_memory'
+LANGUAGE C STABLE PARALLEL SAFE STRICT;
+
+COMMENT ON FUNCTION @extschema@.idem_stats_in_memory() IS
+'Whether merges are counted in shared memory: the library is in shared_preload_libraries.';
+
+CREATE FUNCTION @extschema@.idem_stats_reset() RETURNS void
+AS 'MODULE_PATHNAME', 'idem_stats_reset'
+LANGUAGE C VOLATILE PARALLEL UNSAFE STRICT;
+
+COMMENT ON FUNCTION @extschema@.idem_stats_reset() IS
+'Lets the counts in shared memory, of all databases, begin at zero. Not for everybody unless granted.';
+
+REVOKE ALL ON FUNCTION @extschema@.idem_stats_reset() FROM PUBLIC;
+
+CREATE VIEW @extschema@.idem_stats WITH (security_barrier) AS
+SELECT s.target,
+       s.batches_applied,
+       s.batches_reapplied,
+       s.batches_replayed,
+       s.errors_mismatch,
+       s.errors_already_applied,
+       s.errors_stale_row,
+       s.errors_lost_batch,
+       s.errors_not_in_target,
+       s.errors_other,
+       s.rows_staged,
+       s.rows_duplicate,
+       s.rows_inserted,
+       s.rows_updated,
+       s.rows_deleted,
+       s.rows_unchanged,
+       s.rows_stale,
+       s.rows_skipped,
+       s.elapsed_seconds,
+       s.wal_bytes,
+       s.last_batch_at,
+       s.since,
+       'memory'::pg_catalog.text AS source
+FROM @extschema@.idem_stats_memory() s
+UNION ALL
+SELECT l.target,
+       l.batches_applied, l.batches_reapplied,
+       NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+       l.rows_staged, l.rows_duplicate, l.rows_inserted, l.rows_updated,
+       l.rows_deleted, l.rows_unchanged, l.rows_stale, l.rows_skipped,
+       l.elapsed_seconds, NULL, l.last_batch_at, NULL, 'ledger'
+FROM (SELECT b.target, b.target_type,
+             pg_catalog.count(*) AS batches_applied,
+             pg_catalog.sum(b.revision OPERATOR(pg_catalog.-) 1) AS batches_reapplied,
+             pg_catalog.sum(b.rows_staged)::pg_catalog.int8 AS rows_staged,
+             pg_catalog.sum(b.rows_duplicate)::pg_catalog.int8 AS rows_duplicate,
+             pg_catalog.sum(b.rows_inserted)::pg_catalog.int8 AS rows_inserted,
+             pg_catalog.sum(b.rows_updated)::pg_catalog.int8 AS rows_updated,
+             pg_catalog.sum(b.rows_deleted)::pg_catalog.int8 AS rows_deleted,
+             pg_catalog.sum(b.rows_unchanged)::pg_catalog.int8 AS rows_unchanged,
+             pg_catalog.sum(b.rows_stale)::pg_catalog.int8 AS rows_stale,
+             pg_catalog.sum(b.rows_skipped)::pg_catalog.int8 AS rows_skipped,
+             pg_catalog.sum(EXTRACT(epoch FROM b.elapsed))::pg_catalog.float8 AS elapsed_seconds,
+             pg_catalog.max(b.applied_at) AS last_batch_at
+      FROM @extschema@.idem_ledger b
+      WHERE b.operation OPERATOR(pg_catalog.=) 'merge'
+        AND NOT @extschema@.idem_stats_in_memory()
+      GROUP BY b.target, b.target_type) l
+JOIN pg_catalog.pg_class c
+     ON c.oid OPERATOR(pg_catalog.=) l.target::pg_catalog.oid
+        AND c.reltype OPERATOR(pg_catalog.=) l.target_type::pg_catalog.oid
+WHERE pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')
+      OR pg_catalog.has_schema_privilege(c.relnamespace, 'USAGE')
+         AND (pg_catalog.has_table_privilege(c.oid, 'SELECT')
+              OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT'));
+
+COMMENT ON VIEW @extschema@.idem_stats IS
+'What merges have done, for each target: for the tables that the current user may SELECT from, or for all with the rights of pg_read_all_stats. From shared memory if the library is in shared_preload_libraries, and otherwise from the ledger, which does not know of replays, errors and WAL, nor of the rows and times of batches that have expired.';
+COMMENT ON COLUMN @extschema@.idem_stats.target IS 'table that was merged into';
+COMMENT ON COLUMN @extschema@.idem_stats.batches_applied IS 'calls that applied a batch';
+COMMENT ON COLUMN @extschema@.idem_stats.batches_reapplied IS 'calls that applied a known batch again';
+COMMENT ON COLUMN @extschema@.idem_stats.batches_replayed IS 'calls that returned the recorded result';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_mismatch IS 'calls refused with II001';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_already_applied IS 'calls refused with II002';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_stale_row IS 'calls refused with II003';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_lost_batch IS 'calls refused with II004';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_not_in_target IS 'calls refused with II005';
+COMMENT ON COLUMN @extschema@.idem_stats.errors_other IS 'calls that failed otherwise, after the privileges were checked';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_staged IS 'rows staged in batches that were applied';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_duplicate IS 'rows that another row of the same key replaced';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_inserted IS 'rows inserted into the target';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_updated IS 'rows of the target that were updated';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_deleted IS 'rows deleted from the target; always 0 in this version';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_unchanged IS 'rows that the target already had';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_stale IS 'rows older than the stored ones';
+COMMENT ON COLUMN @extschema@.idem_stats.rows_skipped IS 'rows left out by the mode, or by a BEFORE trigger';
+COMMENT ON COLUMN @extschema@.idem_stats.elapsed_seconds IS 'time that the calls took';
+COMMENT ON COLUMN @extschema@.idem_stats.wal_bytes IS 'WAL that the calls wrote';
+COMMENT ON COLUMN @extschema@.idem_stats.last_batch_at IS 'when a batch was applied last';
+COMMENT ON COLUMN @extschema@.idem_stats.since IS 'since when it is counted';
+COMMENT ON COLUMN @extschema@.idem_stats.source IS 'memory or ledger';
+
+GRANT SELECT ON @extschema@.idem_stats TO PUBLIC;
+
+-- The last of the parameters are ours (src/progress.h).
+CREATE VIEW @extschema@.idem_progress AS
+SELECT s.pid,
+       s.relid::pg_catalog.regclass AS target,
+       CASE WHEN s.param20 OPERATOR(pg_catalog.=) 1 THEN 'waiting'
+            WHEN s.param20 OPERATOR(pg_catalog.=) 2 THEN 'reading'
+            WHEN s.param20 OPERATOR(pg_catalog.=) 3 THEN 'applying'
+            ELSE 'recording' END AS phase,
+       s.param19 AS rows_read,
+       s.param3 OPERATOR(pg_catalog.+) s.param4 AS rows_done,
+       CASE WHEN s.param18 OPERATOR(pg_catalog.>) 0 THEN s.param18 END AS rows_total,
+       s.param1 AS bytes_read,
+       CASE WHEN s.param2 OPERATOR(pg_catalog.>) 0 THEN s.param2 END AS bytes_total,
+       EXTRACT(epoch FROM pg_catalog.clock_timestamp() OPERATOR(pg_catalog.-) a.query_start)::pg_catalog.float8 AS elapsed_seconds
+FROM pg_catalog.pg_stat_get_progress_info('COPY') s
+LEFT JOIN pg_catalog.pg_stat_get_activity(NULL) a ON a.pid OPERATOR(pg_catalog.=) s.pid
+WHERE s.param20 OPERATOR(pg_catalog.>) 0
+  AND s.datid OPERATOR(pg_catalog.=) (SELECT d.oid FROM pg_catalog.pg_database d
+                                      WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database());
+
+COMMENT ON VIEW @extschema@.idem_progress IS
+'The merges that are running in this database: those of the roles whose rights the current user has, or all with the rights of pg_read_all_stats.';
+COMMENT ON COLUMN @extschema@.idem_progress.pid IS 'process that runs the merge';
+COMMENT ON COLUMN @extschema@.idem_progress.target IS 'table that it merges into';
+COMMENT ON COLUMN @extschema@.idem_progress.phase IS 'waiting (for the batch or the turn of the target), reading (for the fingerprint, or to compare), applying or recording; the counts are those of the phase';
+COMMENT ON COLUMN @extschema@.idem_progress.rows_read IS 'staged rows that were read, to the nearest thousand';
+COMMENT ON COLUMN @extschema@.idem_progress.rows_done IS 'rows that were written, or need not be, as far as that is known';
+COMMENT ON COLUMN @extschema@.idem_progress.rows_total IS 'staged rows, once their number is known; the native engine tells';
+COMMENT ON COLUMN @extschema@.idem_progress.bytes_read IS 'bytes of staging that were read; the native engine tells';
+COMMENT ON COLUMN @extschema@.idem_progress.bytes_total IS 'bytes of staging, if they are known';
+COMMENT ON COLUMN @extschema@.idem_progress.elapsed_seconds IS 'time since the statement began';
+
+GRANT SELECT ON @extschema@.idem_progress TO PUBLIC;
 
 --
 -- The queue of merges (src/queue.c). Only the extension's own functions write

@@ -24,6 +24,7 @@
 #include "parser/parse_relation.h"
 #endif
 #include "storage/bufmgr.h"
+#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/rel.h"
 #include "utils/tuplesort.h"
@@ -81,6 +82,17 @@ tuplesort_getdatum_compat(Tuplesortstate *state, Datum *value, bool *isnull)
 	return tuplesort_getdatum(state, true, true, value, isnull, NULL);
 #else
 	return tuplesort_getdatum(state, true, value, isnull, NULL);
+#endif
+}
+
+/* A hash table of fixed size; 19 does without the size to begin with. */
+static inline HTAB *
+shmem_init_hash_compat(const char *name, long nelems, HASHCTL *control, int flags)
+{
+#if PG_VERSION_NUM >= 190000
+	return ShmemInitHash(name, nelems, control, flags);
+#else
+	return ShmemInitHash(name, nelems, nelems, control, flags);
 #endif
 }
 

@@ -6,14 +6,16 @@
  * Layers call downward only:
  *
  *	0  idempotent_ingest.h, compat.h
- *	1  security, spi_util, rowhash (which calls security), shmem
+ *	1  security, spi_util, rowhash (which calls security), progress, stats,
+ *	   shmem
  *	   valuefuncs (which calls rowhash)
  *	2  relcheck, relinfo and keyindex (which call relcheck and each other),
  *	   ledger, turn, queue (which calls relcheck)
  *	3  sqlgen, rowfuncs, engine_sql (which calls both)
- *	4  merge
- *	5  sqlfuncs, jobfuncs (which calls it and job), job, worker, launcher,
- *	   dbcommands; these know of each other through shmem and the queue
+ *	4  merge, maintenance
+ *	5  sqlfuncs, maintfuncs, statsfuncs, jobfuncs (which calls sqlfuncs and
+ *	   job), job, worker, launcher, dbcommands; the last five know of each
+ *	   other through shmem and the queue
  *	6  init
  *
  *-------------------------------------------------------------------------

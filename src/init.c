@@ -14,6 +14,7 @@
 #include "guc.h"
 #include "launcher.h"
 #include "shmem.h"
+#include "stats.h"
 
 PG_MODULE_MAGIC;
 
@@ -27,6 +28,7 @@ _PG_init(void)
 	/* Everything else is for servers that preload us; pg_upgrade wants none. */
 	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;
+	idem_stats_init();
 	idem_shmem_init();
 	idem_dbcommands_init();
 	idem_launcher_register();

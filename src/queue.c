@@ -72,6 +72,7 @@ open_queue(Oid schema, IdemQueue *queue)
 		return false;
 	queue->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
+	queue->schema_oid = schema;
 	queue->schema = pstrdup(quote_identifier(get_namespace_name(schema)));
 	return true;
 }

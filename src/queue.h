@@ -18,7 +18,8 @@ typedef struct IdemQueue
 {
 	Oid			relid;
 	Oid			owner;
-	char	   *schema;			/* of all our objects, quoted */
+	Oid			schema_oid;		/* of all our objects */
+	char	   *schema;			/* its name, quoted */
 } IdemQueue;
 
 /* An attempt at a job. A later attempt at the same job has another number. */

@@ -28,6 +28,7 @@
 
 
 PG_FUNCTION_INFO_V1(idem_merge);
+PG_FUNCTION_INFO_V1(idem_merge_0_2);
 PG_FUNCTION_INFO_V1(idem_explain);
 PG_FUNCTION_INFO_V1(idem_fingerprint);
 PG_FUNCTION_INFO_V1(idem_claim);
@@ -211,6 +212,11 @@ summary(const IdemMergeResult *result)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
+	if (result->expired)
+	{
+		appendStringInfo(&buf, "%s: the counts have expired", result->status);
+		return buf.data;
+	}
 	appendStringInfo(&buf, "%s: %lld staged", result->status, (long long) result->rows[0]);
 	for (int i = 1; i < lengthof(words); i++)
 	{
@@ -237,16 +243,23 @@ result_tupdesc(FunctionCallInfo fcinfo)
 	return BlessTupleDesc(tupdesc);
 }
 
-Datum
-idem_merge(PG_FUNCTION_ARGS)
+/* How many columns the result of idem_merge() has, and had. */
+#define RESULT_COLUMNS		19
+#define RESULT_COLUMNS_0_1	18
+
+/* Merge, and return as many columns of the result as the caller knows. */
+static Datum
+merge(FunctionCallInfo fcinfo, int ncolumns)
 {
 	TupleDesc	tupdesc = result_tupdesc(fcinfo);
 	IdemRequest request;
 	IdemMergeResult result;
-	Datum		values[18];
-	bool		nulls[18] = {0};
+	Datum		values[RESULT_COLUMNS];
+	bool		nulls[RESULT_COLUMNS] = {0};
 	int			i = 0;
 
+	if (tupdesc->natts != ncolumns)
+		elog(ERROR, "idem_merge() is declared with %d columns, not %d", tupdesc->natts, ncolumns);
 	idem_sqlfuncs_get_request(fcinfo, 0, &request);
 	idem_merge_run(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &result);
 
@@ -259,7 +272,10 @@ idem_merge(PG_FUNCTION_ARGS)
 	nulls[i] = result.revision == 0;
 	values[i++] = Int32GetDatum(result.revision);
 	for (int row = 0; row < lengthof(result.rows); row++)
+	{
+		nulls[i] = result.expired;
 		values[i++] = Int64GetDatum(result.rows[row]);
+	}
 	values[i] = text_or_null(result.fingerprint, &nulls[i]);
 	i++;
 	values[i] = text_or_null(result.engine, &nulls[i]);
@@ -268,8 +284,22 @@ idem_merge(PG_FUNCTION_ARGS)
 	values[i++] = TimestampTzGetDatum(result.applied_at);
 	nulls[i] = result.elapsed_null;
 	values[i++] = IntervalPGetDatum(&result.elapsed);
+	values[i++] = BoolGetDatum(result.expired);
 	Assert(i == lengthof(values));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
+}
+
+/* As version 0.1 declares it. */
+Datum
+idem_merge(PG_FUNCTION_ARGS)
+{
+	return merge(fcinfo, RESULT_COLUMNS_0_1);
+}
+
+Datum
+idem_merge_0_2(PG_FUNCTION_ARGS)
+{
+	return merge(fcinfo, RESULT_COLUMNS);
 }
 
 Datum

@@ -41,6 +41,8 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "ledger.h"
+#include "maintenance.h"
 #include "queue.h"
 #include "shmem.h"
 #include "worker.h"
@@ -212,6 +214,20 @@ clean_up(void)
 	} while (removed == EXPIRE_AT_ONCE);
 }
 
+/* Do one step of what CALL idem_maintain() does. False if there is no more to do. */
+static bool
+maintain(void)
+{
+	IdemMaintenanceCounts counts = {0};
+	IdemQueue	queue;
+	bool		more;
+
+	begin(&queue, "maintaining the ledger");
+	more = idem_maintenance_step(idem_ledger_open_in(queue.schema_oid), &counts);
+	commit();
+	return more;
+}
+
 /* Start the process of a job. False if PostgreSQL has no place for one. */
 static bool
 start_process(const IdemAttempt *attempt, IdemSlot slot)
@@ -362,6 +378,7 @@ idem_worker_main(Datum arg)
 {
 	Oid			database;
 	TimestampTz last_clean_up = 0;
+	bool		has_maintenance = false;
 	IdemQueue	queue;
 
 	memcpy(&my_slot, MyBgworkerEntry->bgw_extra, sizeof(my_slot));
@@ -402,9 +419,17 @@ idem_worker_main(Datum arg)
 		{
 			clean_up();
 			last_clean_up = now;
+			has_maintenance = true;
 		}
 		cancel();
 		timeout = start_jobs();
+		/* Jobs do not wait for more than one step of it. */
+		if (has_maintenance)
+		{
+			has_maintenance = maintain();
+			if (has_maintenance)
+				timeout = Min(timeout, idem_guc_maintenance_delay);
+		}
 
 		pgstat_report_activity(STATE_IDLE,
 							   started == NIL ? "waiting for jobs" :
