@@ -290,6 +290,19 @@ $node->safe_psql(
     is($node->safe_psql('postgres', q{SELECT count(*) > 0 FROM idem_job WHERE finished_at IS NOT NULL}), 't', 'later ones are kept');
 }
 
+# The worker maintains the ledger as well.
+{
+    $node->safe_psql('postgres', q{
+        CREATE TABLE kept (id int PRIMARY KEY, v text);
+        SELECT status FROM idem_merge('staging', 'kept', '{id}', 'old');
+        SELECT status FROM idem_merge('staging', 'kept', '{id}', 'new');
+        UPDATE idem_ledger SET applied_at = now() - interval '100 days' WHERE batch_id = 'old'});
+    $node->append_conf('postgresql.conf', "idempotent_ingest.retention = '89d'");
+    $node->reload;
+    ok($node->poll_query_until('postgres', q{SELECT expired FROM idem_batches WHERE batch_id = 'old'}), 'the worker lets batches expire');
+    is($node->safe_psql('postgres', q{SELECT expired FROM idem_batches WHERE batch_id = 'new'}), 'f', 'but for later ones');
+}
+
 # kill -9 of anything, at random moments, with jobs queued. Each job merges one
 # batch of its own; the target counts how often each was applied.
 my ($accepted, $enqueued) = (0, 0);
