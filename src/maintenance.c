@@ -378,9 +378,7 @@ idem_maintenance_step(const IdemLedger *ledger, IdemMaintenanceCounts *counts)
 	if (!OidIsValid(get_relname_relid("idem_sweep", ledger->schema_oid)))
 		return false;
 
-	/*
-	 * What a crash takes back is done again. Until the end of the transaction.
-	 */
+	/* In this transaction only. What a crash takes back is done again. */
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_LOCAL, true, 0, false);
 

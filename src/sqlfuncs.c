@@ -254,9 +254,9 @@ merge(FunctionCallInfo fcinfo, int ncolumns)
 	bool		nulls[RESULT_COLUMNS] = {0};
 	int			i = 0;
 
+	get_request(fcinfo, &request);
 	if (tupdesc->natts != ncolumns)
 		elog(ERROR, "idem_merge() is declared with %d columns, not %d", tupdesc->natts, ncolumns);
-	get_request(fcinfo, &request);
 	idem_merge_run(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &result);
 
 	values[i++] = CStringGetTextDatum(result.status);
