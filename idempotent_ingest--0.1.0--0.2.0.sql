@@ -187,7 +187,7 @@ CREATE TABLE @extschema@.idem_sweep (
     basis       text COLLATE "C" NOT NULL,
     CONSTRAINT idem_sweep_pkey PRIMARY KEY (first_block)
 );
-CREATE INDEX idem_sweep_due_idx ON @extschema@.idem_sweep (basis, due);
+CREATE INDEX idem_sweep_due_idx ON @extschema@.idem_sweep (basis, due, first_block);
 
 COMMENT ON TABLE @extschema@.idem_sweep IS
 'When idem_maintain() is to look at a part of the ledger again.';
@@ -207,7 +207,7 @@ CREATE TABLE @extschema@.idem_newest (
 );
 
 COMMENT ON TABLE @extschema@.idem_newest IS
-'For each target and pipeline a batch that let older ones expire: the newest that idem_maintain() knows of.';
+'For each target and pipeline the newest batch that idem_maintain() knows of: it lets older ones expire.';
 COMMENT ON COLUMN @extschema@.idem_newest.target IS 'as in idem_ledger';
 COMMENT ON COLUMN @extschema@.idem_newest.pipeline IS 'as in idem_ledger';
 COMMENT ON COLUMN @extschema@.idem_newest.claimed_by IS 'as in idem_ledger';

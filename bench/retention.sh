@@ -73,7 +73,7 @@ END
 cat >"$work/merge" <<'END'
 \set target :client_id + 1
 \set batch random(1, 9000000000000000000)
-SELECT 1 / (status = 'applied')::int FROM idem_merge('incoming', ('target_' || :target)::regclass, '{id}', 'new ' || :batch, 'pipeline ' || :target % 4);
+SELECT 1 / (status = 'applied')::int FROM idem_merge('incoming', ('target_' || :target)::regclass, '{id}', 'new ' || :batch, 'pipeline ' || :client_id);
 END
 cat >"$work/replay" <<END
 \\set n random(1, :batches)

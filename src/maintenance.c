@@ -19,9 +19,10 @@
  * from (settings and the ledger's file), and a range with another one is looked
  * at in any case.
  *
- * idem_newest has, for each (target, pipeline), the batch that made others
- * expire: one that is newer. It is looked for again only when batches become due
- * that are newer than it, so once per retention, not once per step.
+ * idem_newest has, for each (target, pipeline), the newest batch that was met:
+ * older ones may expire because of it. Ranges are looked at from the newest to
+ * the oldest, so that hardly any batch has to stay, until the next look, only
+ * because a newer one was not met yet.
  *
  * One step deals with one range, in a transaction of the caller's, which is short
  * and writes little WAL, since merges that commit have to flush it. The range's
@@ -53,6 +54,9 @@
 
 /* Blocks of the ledger that one step deals with: some 500 rows. */
 #define RANGE_BLOCKS	32
+
+/* Among how many batches of a pipeline its newest one is looked for. */
+#define LAST_BATCHES	100
 
 /* How many rows of dropped tables go at once. */
 #define DROPPED_ROWS	500
@@ -194,8 +198,8 @@ extend_sweep(const IdemLedger *ledger, const Basis *basis)
 }
 
 /*
- * Lock the row of a range that is due, and that nobody else is dealing with.
- * False if there is none.
+ * Lock the row of a range that is due, and that nobody else is dealing with; the
+ * newest first. False if there is none.
  */
 static bool
 take_range(const IdemLedger *ledger, const Basis *basis, BlockNumber *first_block)
@@ -211,7 +215,8 @@ take_range(const IdemLedger *ledger, const Basis *basis, BlockNumber *first_bloc
 
 		idem_spi_arg_text(&args, basis->hash);
 		if (run(ledger, psprintf("SELECT first_block FROM %%1$s.idem_sweep WHERE %s"
-								 " ORDER BY basis, due LIMIT 1 FOR UPDATE SKIP LOCKED",
+								 " ORDER BY basis DESC, due DESC, first_block DESC LIMIT 1"
+								 " FOR UPDATE SKIP LOCKED",
 								 conditions[i]), &args) > 0)
 		{
 			*first_block = (BlockNumber) result_number(1);
@@ -222,42 +227,38 @@ take_range(const IdemLedger *ledger, const Basis *basis, BlockNumber *first_bloc
 }
 
 /*
- * See that idem_newest has, for each (target, pipeline) of the range with
- * something due in it, a batch that is at least as new as that. A batch that is
- * not due itself serves longest; only a stream without any needs its newest one
- * found.
+ * See that idem_newest has, for each (target, pipeline) of the range, a batch
+ * that is at least as new as those in it. Where one is missing, it is taken from
+ * the range or from the last of the pipeline's batches by name: most names
+ * contain a number or a date. To find the very newest would mean to read them
+ * all.
  */
 static void
-find_newest(const IdemLedger *ledger, BlockNumber first_block)
+note_newest(const IdemLedger *ledger, BlockNumber first_block)
 {
 	IdemSpiArgs args = {0};
 
 	range_arguments(&args, first_block);
+	idem_spi_arg(&args, INT8OID, Int64GetDatum(LAST_BATCHES), false);
 	(void) run(ledger,
-			   "WITH due AS (SELECT l.target, l.pipeline, l.claimed_by, l.target_type,"
-			   " max(l.applied_at) AS latest, now() - min(LEAST(keep.details, keep.key)) AS undue"
-			   " FROM" ROWS IN_RANGE " AND " IS_DUE " GROUP BY 1, 2, 3, 4)"
-			   " INSERT INTO %1$s.idem_newest AS known (target, pipeline, claimed_by, batch_id)"
-			   " SELECT due.target, due.pipeline, due.claimed_by, found.batch_id FROM due"
-			   " CROSS JOIN LATERAL ("
-			   "(SELECT n.batch_id FROM %1$s.idem_ledger n"
-			   " WHERE n.target = due.target AND n.pipeline = due.pipeline"
-			   " AND n.claimed_by = due.claimed_by AND n.target_type = due.target_type"
-			   " AND n.options IS NOT NULL AND n.applied_at >= due.undue"
-			   " ORDER BY n.target DESC, n.pipeline DESC, n.batch_id DESC LIMIT 1)"
-			   " UNION ALL"
-			   " (SELECT n.batch_id FROM %1$s.idem_ledger n"
-			   " WHERE n.target = due.target AND n.pipeline = due.pipeline"
-			   " AND n.claimed_by = due.claimed_by AND n.target_type = due.target_type"
+			   "INSERT INTO %1$s.idem_newest (target, pipeline, claimed_by, batch_id)"
+			   " SELECT r.target, r.pipeline, r.claimed_by, newest.batch_id"
+			   " FROM (SELECT DISTINCT ON (l.target, l.pipeline, l.claimed_by) l.*"
+			   " FROM" ROWS IN_RANGE " AND l.options IS NOT NULL"
+			   " ORDER BY l.target, l.pipeline, l.claimed_by, l.applied_at DESC, l.batch_id) AS r"
+			   " CROSS JOIN LATERAL (SELECT r.batch_id, r.applied_at UNION ALL"
+			   " SELECT n.batch_id, n.applied_at FROM (SELECT * FROM %1$s.idem_ledger n"
+			   " WHERE n.target = r.target AND n.pipeline = r.pipeline"
+			   " ORDER BY n.target DESC, n.pipeline DESC, n.batch_id DESC LIMIT $5) AS n"
+			   " WHERE n.claimed_by = r.claimed_by AND n.target_type = r.target_type"
 			   " AND n.options IS NOT NULL"
-			   " ORDER BY n.applied_at DESC, n.batch_id DESC LIMIT 1)"
-			   " LIMIT 1) AS found"
+			   " ORDER BY applied_at DESC, batch_id LIMIT 1) AS newest"
 			   " WHERE NOT EXISTS (SELECT FROM %1$s.idem_newest k CROSS JOIN LATERAL"
 			   " (SELECT * FROM %1$s.idem_ledger n" THE_NEWEST " OFFSET 0) AS n"
-			   " WHERE k.target = due.target AND k.pipeline = due.pipeline"
-			   " AND k.claimed_by = due.claimed_by AND n.target_type = due.target_type"
-			   " AND n.applied_at >= due.latest)"
-			   " ORDER BY 1, 2, 3"
+			   " WHERE k.target = r.target AND k.pipeline = r.pipeline"
+			   " AND k.claimed_by = r.claimed_by AND n.target_type = r.target_type"
+			   " AND n.applied_at >= r.applied_at)"
+			   " ORDER BY r.target, r.pipeline, r.claimed_by"
 			   " ON CONFLICT (target, pipeline, claimed_by) DO UPDATE SET batch_id = EXCLUDED.batch_id",
 			   &args);
 }
@@ -388,7 +389,7 @@ idem_maintenance_step(const IdemLedger *ledger, IdemMaintenanceCounts *counts)
 	more = take_range(ledger, &basis, &first_block);
 	if (more)
 	{
-		find_newest(ledger, first_block);
+		note_newest(ledger, first_block);
 		clear_range(ledger, first_block, counts);
 		set_due(ledger, &basis, first_block);
 	}

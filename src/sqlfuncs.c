@@ -258,9 +258,9 @@ merge(FunctionCallInfo fcinfo, int ncolumns)
 	bool		nulls[RESULT_COLUMNS] = {0};
 	int			i = 0;
 
+	idem_sqlfuncs_get_request(fcinfo, 0, &request);
 	if (tupdesc->natts != ncolumns)
 		elog(ERROR, "idem_merge() is declared with %d columns, not %d", tupdesc->natts, ncolumns);
-	idem_sqlfuncs_get_request(fcinfo, 0, &request);
 	idem_merge_run(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &result);
 
 	values[i++] = CStringGetTextDatum(result.status);
