@@ -2,24 +2,24 @@
 
 EXTENSION  = idempotent_ingest
 # The same as in the control file and in META.json; test/lint.sh compares them.
-EXTVERSION = 0.1.0
+EXTVERSION = 0.2.0
 
 MODULE_big = $(EXTENSION)
-DATA       = $(EXTENSION)--$(EXTVERSION).sql
+DATA       = $(sort $(wildcard $(EXTENSION)--*.sql))
 OBJS       = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 
 # The tests are listed by name, so that a file that got lost, or one that was
 # never added, is found by test/lint.sh instead of being passed over.
 REGRESS = merge_basic merge_versions merge_dedupe merge_types merge_targets merge_noop \
 	merge_noop_wal merge_citext merge_icu merge_foreign merge_xml \
-	merge_large merge_errors engines ledger fingerprint privileges quoting
+	merge_large merge_errors engines ledger fingerprint privileges quoting retention oldextversions jobs
 
 ISOLATION = same_batch same_batch_other_content derived_id claim reapply forget \
 	overlap unversioned_turns overtaken versioned_parallel version_guard \
 	deadlock_freedom several_merges no_wait cancelled merge_vs_insert \
 	merge_vs_update merge_vs_delete merge_vs_key_change merge_vs_truncate \
 	merge_vs_ddl merge_vs_foreign_key merge_vs_second_unique schema_rename \
-	add_columns partitioned staging_changes native_contention inbox
+	add_columns partitioned staging_changes native_contention inbox retention
 # The tests have texts in several languages.
 REGRESS_OPTS = --encoding=UTF8
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

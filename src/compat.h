@@ -15,6 +15,7 @@
 #include "catalog/index.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_namespace.h"
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
@@ -23,6 +24,7 @@
 #include "parser/parse_relation.h"
 #endif
 #include "storage/bufmgr.h"
+#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/rel.h"
 #include "utils/tuplesort.h"
@@ -52,6 +54,26 @@ class_ownercheck_compat(Oid relid, Oid role)
 #endif
 }
 
+static inline AclResult
+database_aclcheck_compat(Oid database, Oid role, AclMode mode)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_aclcheck(DatabaseRelationId, database, role, mode);
+#else
+	return pg_database_aclcheck(database, role, mode);
+#endif
+}
+
+static inline bool
+database_ownercheck_compat(Oid database, Oid role)
+{
+#if PG_VERSION_NUM >= 160000
+	return object_ownercheck(DatabaseRelationId, database, role);
+#else
+	return pg_database_ownercheck(database, role);
+#endif
+}
+
 /* 16 lets the caller choose whether to copy, 15 always does: here the caller frees. */
 static inline bool
 tuplesort_getdatum_compat(Tuplesortstate *state, Datum *value, bool *isnull)
@@ -60,6 +82,17 @@ tuplesort_getdatum_compat(Tuplesortstate *state, Datum *value, bool *isnull)
 	return tuplesort_getdatum(state, true, true, value, isnull, NULL);
 #else
 	return tuplesort_getdatum(state, true, value, isnull, NULL);
+#endif
+}
+
+/* A hash table of fixed size; 19 does without the size to begin with. */
+static inline HTAB *
+shmem_init_hash_compat(const char *name, long nelems, HASHCTL *control, int flags)
+{
+#if PG_VERSION_NUM >= 190000
+	return ShmemInitHash(name, nelems, control, flags);
+#else
+	return ShmemInitHash(name, nelems, nelems, control, flags);
 #endif
 }
 

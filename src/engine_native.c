@@ -28,12 +28,10 @@
 #include "catalog/pg_am.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
-#include "commands/progress.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "optimizer/plancat.h"
-#include "utils/backend_progress.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -48,6 +46,7 @@
 #include "native_changes.h"
 #include "native_number.h"
 #include "native_write.h"
+#include "progress.h"
 #include "relcheck.h"
 #include "security.h"
 
@@ -781,29 +780,23 @@ prepare(NativeRun *run)
 	run->counts = idem_batch_counts(run->batch);
 }
 
-/*
- * Let pg_stat_progress_copy show the merge, as what it resembles most: how much
- * of staging there is to read, and how many rows have been written.
- */
+/* Report how much of staging there is to read. */
 static void
 begin_progress(const NativeRun *run)
 {
-	static const int params[] = {PROGRESS_COPY_COMMAND, PROGRESS_COPY_TYPE,
-	PROGRESS_COPY_BYTES_TOTAL};
-	int64		values[] = {PROGRESS_COPY_COMMAND_FROM, PROGRESS_COPY_TYPE_CALLBACK,
-	idem_store_bytes(run->store)};
-
-	pgstat_progress_start_command(PROGRESS_COMMAND_COPY, run->info->target);
-	pgstat_progress_update_multi_param(lengthof(params), params, values);
+	idem_progress_begin(run->info->target, IDEM_PHASE_APPLYING);
+	pgstat_progress_update_param(PROGRESS_COPY_BYTES_TOTAL, idem_store_bytes(run->store));
 }
 
 /* All of staging has been read, and it is known which rows are not written. */
 static void
 note_classified(const NativeRun *run)
 {
-	static const int params[] = {PROGRESS_COPY_BYTES_PROCESSED, PROGRESS_COPY_TUPLES_EXCLUDED};
+	static const int params[] = {PROGRESS_COPY_BYTES_PROCESSED, PROGRESS_COPY_TUPLES_EXCLUDED,
+	IDEM_PROGRESS_ROWS_READ, IDEM_PROGRESS_ROWS_TOTAL};
 	int64		values[] = {idem_store_bytes(run->store),
-	run->counts->staged - run->counts->inserted - run->counts->updated};
+		run->counts->staged - run->counts->inserted - run->counts->updated,
+	run->counts->staged, run->counts->staged};
 
 	pgstat_progress_update_multi_param(lengthof(params), params, values);
 }
@@ -848,7 +841,6 @@ attempt(void *arg)
 	}
 	if (run->changes)
 		idem_changes_end(run->changes);
-	pgstat_progress_end_command();
 	idem_batch_free(run->batch);
 	table_close(run->target, NoLock);
 	PopActiveSnapshot();

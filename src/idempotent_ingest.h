@@ -6,13 +6,17 @@
  * Layers call downward only:
  *
  *	0  idempotent_ingest.h, compat.h
- *	1  security, spi_util, rowhash (which calls security)
+ *	1  security, spi_util, rowhash (which calls security), progress, stats,
+ *	   shmem
  *	   valuefuncs (which calls rowhash)
  *	2  relcheck, relinfo and keyindex (which call relcheck and each other),
- *	   ledger, turn
+ *	   ledger, turn, queue (which calls relcheck)
  *	3  sqlgen, rowfuncs, engine_sql (which calls both)
- *	4  merge
- *	5  sqlfuncs
+ *	4  merge, maintenance
+ *	5  sqlfuncs, maintfuncs, statsfuncs, jobfuncs (which calls sqlfuncs and
+ *	   job), job, worker, launcher, dbcommands; the last five know of each
+ *	   other through shmem and the queue
+ *	6  init
  *
  *-------------------------------------------------------------------------
  */
@@ -32,6 +36,7 @@
  */
 #define IDEM_LOCK_TURN			18761	/* merges of one target take turns */
 #define IDEM_LOCK_BATCH			18762	/* one submitter of a batch at a time */
+#define IDEM_LOCK_JOB			18763	/* whoever runs a queued job */
 
 /* Longest batch id and pipeline, in bytes: both are in one btree key. */
 #define IDEM_MAX_NAME_BYTES		255

@@ -13,6 +13,10 @@
  * merge has no fingerprint; what the merge itself runs, a trigger for example,
  * can see it then.
  *
+ * Once a batch has expired, all that is left of its row is the key and what
+ * tells one kind of row from another; its options are NULL, which those of a
+ * row that has not expired never are. maintenance.c does that.
+ *
  *-------------------------------------------------------------------------
  */
 #include "postgres.h"
@@ -56,7 +60,13 @@ static IdemLedger current;
 const IdemLedger *
 idem_ledger_open(Oid function)
 {
-	Oid			namespace_oid = get_func_namespace(function);
+	return idem_ledger_open_in(get_func_namespace(function));
+}
+
+/* The same, for those that no function of ours has called. */
+const IdemLedger *
+idem_ledger_open_in(Oid namespace_oid)
+{
 	Oid			relid = get_relname_relid("idem_ledger", namespace_oid);
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	const char *schema;
@@ -155,7 +165,7 @@ list_to_text_array(List *list)
 
 /*
  * Look a batch up, and compare its options with those given. With lock, its
- * row is locked. False if there is none. A row about an earlier table with the
+ * row is locked, but not against who relies on its being there. False if there is none. A row about an earlier table with the
  * same OID is removed. The entry's parts are palloc'd in the current memory
  * context.
  */
@@ -174,8 +184,9 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 	if (run_prepared(ledger, lock ? STATEMENT_FIND_LOCK : STATEMENT_FIND,
 					 psprintf("SELECT operation, revision, fingerprint, fingerprint_columns,"
 							  " " ROW_COUNTS ", engine, applied_at, elapsed, target_type,"
-							  " options <> $5::jsonb FROM %s.idem_ledger" WHERE_KEY "%s",
-							  ledger->schema, lock ? " FOR UPDATE" : ""), &args) == 0)
+							  " options <> $5::jsonb, options IS NULL"
+							  " FROM %s.idem_ledger" WHERE_KEY "%s",
+							  ledger->schema, lock ? " FOR NO KEY UPDATE" : ""), &args) == 0)
 		return false;
 
 	value = idem_spi_value(0, 16, context, &isnull);
@@ -187,6 +198,7 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 		return false;
 	}
 	entry->is_merge = strcmp(idem_spi_text(0, 1, context), "merge") == 0;
+	entry->expired = DatumGetBool(idem_spi_value(0, 18, context, &isnull));
 	entry->revision = DatumGetInt32(idem_spi_value(0, 2, context, &isnull));
 	entry->fingerprint = idem_spi_text(0, 3, context);
 	value = idem_spi_value(0, 4, context, &isnull);
@@ -226,7 +238,7 @@ idem_ledger_try_lock(const IdemLedger *ledger, const IdemBatchKey *key)
 
 	key_arguments(&args, key);
 	/* NOWAIT would be an error that does not name the batch. */
-	return run_once(ledger, psprintf("%s FOR UPDATE SKIP LOCKED", sql), &args) > 0 ||
+	return run_once(ledger, psprintf("%s FOR NO KEY UPDATE SKIP LOCKED", sql), &args) > 0 ||
 		run_once(ledger, sql, &args) == 0;
 }
 
@@ -301,7 +313,8 @@ idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char
 	batch_arguments(&args, turn_class, options, metadata, metadata_null);
 	require_one_row(run_once(ledger,
 							 psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
-									  " earlier_fingerprints = earlier_fingerprints || fingerprint,"
+									  " earlier_fingerprints = CASE WHEN options IS NOT NULL"
+									  " THEN earlier_fingerprints || fingerprint END,"
 									  " fingerprint = NULL, role = $5::name, application_name = $6,"
 									  " turn = $7, options = $8::jsonb,"
 									  " metadata = COALESCE($9, metadata),"

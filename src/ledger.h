@@ -37,6 +37,8 @@ typedef struct IdemBatchKey
 typedef struct IdemLedgerEntry
 {
 	bool		is_merge;
+	bool		expired;		/* what follows is not known any more, except
+								 * revision and applied_at */
 	int32		revision;
 	char	   *fingerprint;	/* NULL if a claim had none, or while this
 								 * transaction merges the batch */
@@ -53,6 +55,7 @@ typedef struct IdemLedgerEntry
 } IdemLedgerEntry;
 
 extern const IdemLedger *idem_ledger_open(Oid function);
+extern const IdemLedger *idem_ledger_open_in(Oid namespace_oid);
 extern bool idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key,
 							 const char *options, bool lock, IdemLedgerEntry *entry);
 extern bool idem_ledger_try_lock(const IdemLedger *ledger, const IdemBatchKey *key);

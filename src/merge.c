@@ -17,6 +17,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "executor/instrument.h"
 #include "miscadmin.h"
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
@@ -26,10 +27,12 @@
 #include "guc.h"
 #include "idempotent_ingest.h"
 #include "merge.h"
+#include "progress.h"
 #include "relcheck.h"
 #include "rowhash.h"
 #include "security.h"
 #include "spi_util.h"
+#include "stats.h"
 #include "turn.h"
 
 static const char ENGINE_NATIVE[] = "native";
@@ -90,6 +93,7 @@ scan(Merge *merge, List *columns, IdemCounts *counts)
 {
 	char	   *fingerprint;
 
+	idem_progress_begin(merge->info->target, IDEM_PHASE_READING);
 	idem_engine_sql_scan(&merge->source, columns, counts, &fingerprint);
 	return fingerprint;
 }
@@ -156,6 +160,7 @@ replay(Merge *merge, const IdemLedgerEntry *entry)
 	IdemMergeResult *result = merge->result;
 
 	result->status = "replayed";
+	result->expired = entry->expired;
 	result->revision = entry->revision;
 	memcpy(result->rows, entry->rows, sizeof(result->rows));
 	result->fingerprint = entry->fingerprint;
@@ -165,7 +170,11 @@ replay(Merge *merge, const IdemLedgerEntry *entry)
 	result->elapsed_null = entry->elapsed_null;
 }
 
-/* II004: a replay would leave the target without the batch. */
+/*
+ * II004: a replay would leave the target without the batch. Of one that has
+ * expired it is not known whether it wrote rows, so that an empty target proves
+ * nothing.
+ */
 static void
 require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 {
@@ -256,6 +265,7 @@ take_turn(Merge *merge)
 {
 	const IdemMergeInfo *info = merge->info;
 
+	idem_progress_begin(info->target, IDEM_PHASE_WAITING);
 	idem_turn_take(info->target, info->commutes, info->turn_class, merge->ledger->owner);
 	if (IsolationUsesXactSnapshot() &&
 		idem_ledger_overtaken(merge->ledger, info->target, turn_class(info)))
@@ -299,14 +309,20 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 	if (!entry->is_merge)
 		report_other_operation(&merge->key, entry);
 	/* A row without fingerprint is not complete: nobody else would see it. */
-	if (entry->fingerprint == NULL)
+	if (entry->fingerprint == NULL && !entry->expired)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
 				 errmsg("batch \"%s\" is being merged by this very transaction",
 						merge->key.batch_id),
 				 errdetail("A trigger, a default or a view that the merge runs has called idem_merge() for the same batch."),
 				 errhint("Give the inner call another batch id or another pipeline.")));
-	if (request->on_mismatch != IDEM_MISMATCH_SKIP && !merge->derived)
+	if (entry->expired)
+	{
+		/* Nothing is left to compare with. Who wants this content gets it. */
+		if (request->on_mismatch == IDEM_MISMATCH_APPLY && !merge->derived)
+			return "apply";
+	}
+	else if (request->on_mismatch != IDEM_MISMATCH_SKIP && !merge->derived)
 	{
 		List	   *columns = idem_relinfo_columns(merge->info->staging, entry->columns, true);
 
@@ -334,6 +350,7 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 		 * may commit before us.
 		 */
 		take_turn(merge);
+		idem_progress_begin(merge->info->target, IDEM_PHASE_READING);
 		idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
 		differing = counts.inserted + counts.updated;
 		if (differing > 0)
@@ -407,6 +424,7 @@ run_engine(Merge *merge, IdemCounts *counts, char **fingerprint)
 		idem_engine_native_note_skipped(merge->info);
 	else if (idem_engine_native_apply(&merge->source, merge->info, counts, fingerprint))
 		return engine;
+	idem_progress_begin(merge->info->target, IDEM_PHASE_APPLYING);
 	idem_engine_sql_apply(&merge->source, merge->info, counts, fingerprint);
 	return ENGINE_SQL;
 }
@@ -430,6 +448,7 @@ apply(Merge *merge, const char *status, int32 revision)
 						get_rel_name(merge->info->staging)),
 				 errdetail("The batch id was derived from what it contained before."),
 				 errhint("Run the transaction again, or give a batch id.")));
+	idem_progress_begin(merge->info->target, IDEM_PHASE_RECORDING);
 	finished = GetCurrentTimestamp();
 	set_rows(result->rows, &counts);
 	result->elapsed = elapsed_interval(merge->started, finished);
@@ -450,6 +469,7 @@ submit(Merge *merge)
 	IdemLedgerEntry entry;
 	const char *action;
 
+	idem_progress_begin(merge->key.target, IDEM_PHASE_WAITING);
 	if (!idem_turn_lock_batch(merge->key.target, merge->key.pipeline, merge->key.batch_id,
 							  merge->key.claimed_by, request->nowait, merge->ledger->owner))
 		report_busy(&merge->key);
@@ -483,6 +503,7 @@ dry_run(Merge *merge)
 	IdemCounts	counts;
 	char	   *fingerprint;
 
+	idem_progress_begin(merge->info->target, IDEM_PHASE_READING);
 	idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
 	set_rows(result->rows, &counts);
 	result->status = "dry_run";
@@ -504,11 +525,8 @@ merge_error_context(void *arg)
 		errcontext("merge of %s into %s", merge->info->staging_name, merge->info->target_name);
 }
 
-/*
- * Run a merge. The result's parts are palloc'd in the current memory context.
- */
-void
-idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeResult *result)
+static void
+run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeResult *result)
 {
 	ErrorContextCallback error_context;
 	Merge		merge = {0};
@@ -517,7 +535,6 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 
 	if (!request->dry_run)
 		PreventCommandIfReadOnly("idem_merge()");
-	memset(result, 0, sizeof(*result));
 	merge.ledger = ledger;
 	merge.request = request;
 	merge.result = result;
@@ -529,6 +546,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 
 	idem_spi_connect();
 	merge.info = info = resolve(request);
+	result->permitted = true;
 	idem_relcheck_snapshot(info->target);
 	idem_relcheck_snapshot(info->staging);
 	idem_relinfo_report(info);
@@ -564,8 +582,56 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 		}
 	}
 	idem_source_end(&merge.source);
+	idem_progress_end();
 	idem_spi_finish();
 	error_context_stack = error_context.previous;
+}
+
+/* Count a merge in the statistics. */
+static void
+count(const IdemRequest *request, const IdemMergeResult *result, TimestampTz started,
+	  uint64 wal_bytes)
+{
+	IdemStatsCounts counts = {0};
+
+	if (request->dry_run)
+		return;
+	counts.outcomes[strcmp(result->status, "replayed") == 0 ? IDEM_STATS_REPLAYED :
+					strcmp(result->status, "reapplied") == 0 ? IDEM_STATS_REAPPLIED :
+					IDEM_STATS_APPLIED] = 1;
+	if (strcmp(result->status, "replayed") != 0)
+	{
+		memcpy(counts.rows, result->rows, sizeof(counts.rows));
+		counts.last_batch = GetCurrentTimestamp();
+	}
+	counts.microseconds = GetCurrentTimestamp() - started;
+	counts.wal_bytes = pgWalUsage.wal_bytes - wal_bytes;
+	idem_stats_count(request->target, &counts);
+}
+
+/*
+ * Run a merge. The result's parts are palloc'd in the current memory context.
+ */
+void
+idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeResult *result)
+{
+	TimestampTz started = GetCurrentTimestamp();
+	uint64		wal_bytes = pgWalUsage.wal_bytes;
+
+	memset(result, 0, sizeof(*result));
+	PG_TRY();
+	{
+		run(ledger, request, result);
+	}
+	PG_CATCH();
+	{
+		/* Those who may not merge into the target do not count there. */
+		if (result->permitted)
+			idem_stats_count_error(request->target, geterrcode());
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	count(request, result, started, wal_bytes);
 }
 
 /* Say how a merge would run. */

@@ -14,8 +14,10 @@
 /* The result row of idem_merge(); what does not apply is NULL or has its null flag. */
 typedef struct IdemMergeResult
 {
+	bool		permitted;		/* the caller may do this: set even on error */
 	const char *status;
 	const char *batch_id;
+	bool		expired;		/* a replay that knows no counts any more */
 	int32		revision;		/* 0: none */
 	int64		rows[IDEM_LEDGER_COUNTS];	/* as in IdemLedgerEntry */
 	const char *fingerprint;

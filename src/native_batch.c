@@ -28,6 +28,7 @@
 
 #include "native_batch.h"
 #include "native_number.h"
+#include "progress.h"
 
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
@@ -476,6 +477,8 @@ take_row(void *arg, ItemPointer tid)
 
 	MemoryContextReset(batch->row_context);
 	batch->counts.staged++;
+	if (IDEM_PROGRESS_IS_DUE(batch->counts.staged))
+		pgstat_progress_update_param(IDEM_PROGRESS_ROWS_READ, batch->counts.staged);
 	idem_rowhash_add(batch->fingerprint, row->values, row->nulls);
 	if (!has_null_key(batch, row->nulls))
 		idem_store_convert(batch->store, row);

@@ -41,8 +41,9 @@
 #include "utils/rls.h"
 
 #include "idempotent_ingest.h"
-#include "rowfuncs.h"
+#include "progress.h"
 #include "rowcmp.h"
+#include "rowfuncs.h"
 #include "sqlgen.h"
 
 PG_FUNCTION_INFO_V1(idem_row_support);
@@ -335,6 +336,8 @@ idem_row_staged(PG_FUNCTION_ARGS)
 
 	get_row(run, fcinfo);
 	run->counts.staged++;
+	if (IDEM_PROGRESS_IS_DUE(run->counts.staged))
+		pgstat_progress_update_param(IDEM_PROGRESS_ROWS_READ, run->counts.staged);
 	idem_rowhash_add(run->fingerprint, run->values, run->nulls);
 	PG_RETURN_BOOL(run->kind != IDEM_RUN_SCAN && !has_null_key(run));
 }
@@ -568,6 +571,9 @@ finish_row(IdemRun *run)
 									 * key */
 	else
 		run->counts.skipped++;
+	if (IDEM_PROGRESS_IS_DUE(run->counts.inserted + run->counts.updated))
+		pgstat_progress_update_param(PROGRESS_COPY_TUPLES_PROCESSED,
+									 run->counts.inserted + run->counts.updated);
 }
 
 static void

@@ -100,6 +100,19 @@ idem_security_may(Oid relid, AttrNumber attnum, AclMode mode)
 		pg_attribute_aclcheck(relid, attnum, GetUserId(), mode) == ACLCHECK_OK;
 }
 
+/*
+ * May the current user see something of a relation, which exists? As the view
+ * idem_batches asks.
+ */
+bool
+idem_security_may_read(Oid relid)
+{
+	return namespace_aclcheck_compat(get_rel_namespace(relid), GetUserId(),
+									 ACL_USAGE) == ACLCHECK_OK &&
+		(pg_class_aclcheck(relid, GetUserId(), ACL_SELECT) == ACLCHECK_OK ||
+		 pg_attribute_aclcheck_all(relid, GetUserId(), ACL_SELECT, ACLMASK_ANY) == ACLCHECK_OK);
+}
+
 /* As idem_security_may(), but the error of the executor if not. */
 void
 idem_security_require(Oid relid, AttrNumber attnum, AclMode mode)

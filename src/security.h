@@ -24,6 +24,7 @@ extern int	idem_security_push_path(void);
 extern void idem_security_pop_path(int guc_level);
 
 extern void idem_security_require_visible(Oid relid);
+extern bool idem_security_may_read(Oid relid);
 extern bool idem_security_may(Oid relid, AttrNumber attnum, AclMode mode);
 extern void idem_security_require(Oid relid, AttrNumber attnum, AclMode mode);
 extern void idem_security_require_owner(Oid relid);

@@ -69,6 +69,29 @@ idem_spi_connect(void)
 	MemoryContextSwitchTo(context);
 }
 
+/*
+ * The same for a procedure, which may commit if it was called so that it can.
+ * The connection's memory outlives its transactions.
+ */
+void
+idem_spi_connect_nonatomic(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	check(SPI_connect_ext(SPI_OPT_NONATOMIC), "SPI_connect_ext");
+	MemoryContextSwitchTo(context);
+}
+
+/*
+ * Commit and begin a new transaction. After an error, too, a new transaction has
+ * begun, and whoever catches the error can go on.
+ */
+void
+idem_spi_commit(void)
+{
+	SPI_commit();
+}
+
 void
 idem_spi_finish(void)
 {

@@ -27,6 +27,8 @@ extern void idem_spi_arg(IdemSpiArgs *args, Oid type, Datum value, bool isnull);
 extern void idem_spi_arg_text(IdemSpiArgs *args, const char *value);
 
 extern void idem_spi_connect(void);
+extern void idem_spi_connect_nonatomic(void);
+extern void idem_spi_commit(void);
 extern void idem_spi_finish(void);
 extern SPIPlanPtr idem_spi_prepare(const char *sql, int nargs, Oid *types,
 								   int cursor_options, bool keep);

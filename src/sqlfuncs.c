@@ -23,18 +23,20 @@
 #include "relinfo.h"
 #include "security.h"
 #include "spi_util.h"
+#include "sqlfuncs.h"
 #include "turn.h"
 
 
 PG_FUNCTION_INFO_V1(idem_merge);
+PG_FUNCTION_INFO_V1(idem_merge_0_2);
 PG_FUNCTION_INFO_V1(idem_explain);
 PG_FUNCTION_INFO_V1(idem_fingerprint);
 PG_FUNCTION_INFO_V1(idem_claim);
 PG_FUNCTION_INFO_V1(idem_forget);
 
 /* Refuse NULL where it has no meaning. */
-static void
-require_argument(FunctionCallInfo fcinfo, int argument, const char *name, bool has_default)
+void
+idem_sqlfuncs_require_argument(FunctionCallInfo fcinfo, int argument, const char *name, bool has_default)
 {
 	if (PG_ARGISNULL(argument))
 		ereport(ERROR,
@@ -134,9 +136,12 @@ get_word(FunctionCallInfo fcinfo, int argument, const char *name, const char *co
 	return 0;					/* keep compiler quiet */
 }
 
-/* The arguments that idem_merge() and idem_explain() share. */
-static void
-get_request(FunctionCallInfo fcinfo, IdemRequest *request)
+/*
+ * The arguments that idem_merge(), idem_explain() and idem_enqueue() share; the
+ * last has others behind them.
+ */
+void
+idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int others, IdemRequest *request)
 {
 	static const char *const names[] = {
 		"staging", "target", "key_cols", "batch_id", "pipeline", "version_cols",
@@ -152,14 +157,14 @@ get_request(FunctionCallInfo fcinfo, IdemRequest *request)
 	static const char *const replays[] = {"skip", "error", "reapply", NULL};
 	static const char *const mismatches[] = {"error", "skip", "apply", NULL};
 
-	if (PG_NARGS() != lengthof(names))
+	if (PG_NARGS() != lengthof(names) + others)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("function was called with %d arguments, expected %d",
-						PG_NARGS(), (int) lengthof(names)),
+						PG_NARGS(), (int) lengthof(names) + others),
 				 errhint("Run ALTER EXTENSION idempotent_ingest UPDATE.")));
 	for (int i = 0; i < lengthof(not_null); i++)
-		require_argument(fcinfo, not_null[i], names[not_null[i]], not_null[i] > 1);
+		idem_sqlfuncs_require_argument(fcinfo, not_null[i], names[not_null[i]], not_null[i] > 1);
 
 	memset(request, 0, sizeof(*request));
 	request->staging = PG_GETARG_OID(0);
@@ -207,6 +212,11 @@ summary(const IdemMergeResult *result)
 	StringInfoData buf;
 
 	initStringInfo(&buf);
+	if (result->expired)
+	{
+		appendStringInfo(&buf, "%s: the counts have expired", result->status);
+		return buf.data;
+	}
 	appendStringInfo(&buf, "%s: %lld staged", result->status, (long long) result->rows[0]);
 	for (int i = 1; i < lengthof(words); i++)
 	{
@@ -233,17 +243,24 @@ result_tupdesc(FunctionCallInfo fcinfo)
 	return BlessTupleDesc(tupdesc);
 }
 
-Datum
-idem_merge(PG_FUNCTION_ARGS)
+/* How many columns the result of idem_merge() has, and had. */
+#define RESULT_COLUMNS		19
+#define RESULT_COLUMNS_0_1	18
+
+/* Merge, and return as many columns of the result as the caller knows. */
+static Datum
+merge(FunctionCallInfo fcinfo, int ncolumns)
 {
 	TupleDesc	tupdesc = result_tupdesc(fcinfo);
 	IdemRequest request;
 	IdemMergeResult result;
-	Datum		values[18];
-	bool		nulls[18] = {0};
+	Datum		values[RESULT_COLUMNS];
+	bool		nulls[RESULT_COLUMNS] = {0};
 	int			i = 0;
 
-	get_request(fcinfo, &request);
+	idem_sqlfuncs_get_request(fcinfo, 0, &request);
+	if (tupdesc->natts != ncolumns)
+		elog(ERROR, "idem_merge() is declared with %d columns, not %d", tupdesc->natts, ncolumns);
 	idem_merge_run(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &result);
 
 	values[i++] = CStringGetTextDatum(result.status);
@@ -255,7 +272,10 @@ idem_merge(PG_FUNCTION_ARGS)
 	nulls[i] = result.revision == 0;
 	values[i++] = Int32GetDatum(result.revision);
 	for (int row = 0; row < lengthof(result.rows); row++)
+	{
+		nulls[i] = result.expired;
 		values[i++] = Int64GetDatum(result.rows[row]);
+	}
 	values[i] = text_or_null(result.fingerprint, &nulls[i]);
 	i++;
 	values[i] = text_or_null(result.engine, &nulls[i]);
@@ -264,8 +284,22 @@ idem_merge(PG_FUNCTION_ARGS)
 	values[i++] = TimestampTzGetDatum(result.applied_at);
 	nulls[i] = result.elapsed_null;
 	values[i++] = IntervalPGetDatum(&result.elapsed);
+	values[i++] = BoolGetDatum(result.expired);
 	Assert(i == lengthof(values));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
+}
+
+/* As version 0.1 declares it. */
+Datum
+idem_merge(PG_FUNCTION_ARGS)
+{
+	return merge(fcinfo, RESULT_COLUMNS_0_1);
+}
+
+Datum
+idem_merge_0_2(PG_FUNCTION_ARGS)
+{
+	return merge(fcinfo, RESULT_COLUMNS);
 }
 
 Datum
@@ -277,7 +311,7 @@ idem_explain(PG_FUNCTION_ARGS)
 	Datum		values[4];
 	bool		nulls[4] = {0};
 
-	get_request(fcinfo, &request);
+	idem_sqlfuncs_get_request(fcinfo, 0, &request);
 	idem_merge_explain(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &explanation);
 	values[0] = CStringGetTextDatum(explanation.engine);
 	values[1] = CStringGetTextDatum(explanation.reason);
@@ -289,7 +323,7 @@ idem_explain(PG_FUNCTION_ARGS)
 Datum
 idem_fingerprint(PG_FUNCTION_ARGS)
 {
-	require_argument(fcinfo, 0, "staging", false);
+	idem_sqlfuncs_require_argument(fcinfo, 0, "staging", false);
 	PG_RETURN_TEXT_P(cstring_to_text(idem_merge_fingerprint(idem_ledger_open(fcinfo->flinfo->fn_oid),
 															PG_GETARG_OID(0),
 															get_columns(fcinfo, 1, "columns", false))));
@@ -298,8 +332,8 @@ idem_fingerprint(PG_FUNCTION_ARGS)
 Datum
 idem_claim(PG_FUNCTION_ARGS)
 {
-	require_argument(fcinfo, 0, "batch_id", false);
-	require_argument(fcinfo, 2, "pipeline", true);
+	idem_sqlfuncs_require_argument(fcinfo, 0, "batch_id", false);
+	idem_sqlfuncs_require_argument(fcinfo, 2, "pipeline", true);
 	/* 0 is no way to say that there is no target. */
 	if (!PG_ARGISNULL(1))
 		idem_relcheck_require_exists(PG_GETARG_OID(1));
@@ -320,7 +354,7 @@ idem_forget(PG_FUNCTION_ARGS)
 	TimestampTz applied_since = PG_ARGISNULL(3) ? 0 : PG_GETARG_TIMESTAMPTZ(3);
 	int64		count;
 
-	require_argument(fcinfo, 5, "dry_run", true);
+	idem_sqlfuncs_require_argument(fcinfo, 5, "dry_run", true);
 	if (PG_ARGISNULL(1) && PG_ARGISNULL(2) && PG_ARGISNULL(3))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),

@@ -1,0 +1,442 @@
+/*-------------------------------------------------------------------------
+ *
+ * worker.c
+ *	  The worker of one database.
+ *
+ * The worker takes jobs from the queue and starts a process for each (job.c),
+ * as many as idempotent_ingest.max_workers allows for all databases; records how
+ * they ended if they could not; and once in a while cleans up. It runs our own
+ * statements only, never a merge: nothing that a user has defined can stop it or
+ * run with its rights.
+ *
+ * Each piece of work is one transaction, which begins by looking whether the
+ * extension still is there, and locks the queue so that it stays. An error ends
+ * the process; the launcher starts another one after a while. Whatever was under
+ * way then is found in the table and in shared memory: there is nothing here that
+ * must not be lost.
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/acl.h"
+#include "utils/backend_status.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "compat.h"
+#include "guc.h"
+#include "ledger.h"
+#include "maintenance.h"
+#include "queue.h"
+#include "shmem.h"
+#include "worker.h"
+
+/* How many old jobs one transaction removes, and jobs one transaction takes. */
+#define EXPIRE_AT_ONCE		1000
+#define TAKE_AT_ONCE		16
+
+/* How long to wait when PostgreSQL has no place for a process, in milliseconds. */
+#define START_RETRY			1000
+
+/* A job that this worker has started a process for. */
+typedef struct StartedJob
+{
+	IdemAttempt attempt;		/* first: the list is one of IdemAttempts */
+	IdemSlot	slot;
+	BackgroundWorkerHandle *handle;
+} StartedJob;
+
+static IdemSlot my_slot;
+static List *started = NIL;		/* of StartedJob; it and they live in
+								 * long_lived */
+static MemoryContext long_lived;
+static MemoryContext scratch;	/* reset in each round */
+
+/* End without being restarted at once. */
+static void
+leave(IdemWorkerState outcome)
+{
+	idem_shmem_set_worker(my_slot, outcome);
+	proc_exit(0);
+}
+
+/*
+ * Begin a transaction of ours, with an SPI connection, and find the queue. If
+ * there is none any more, the worker ends. The current memory context is scratch
+ * here and after the commit.
+ */
+static void
+begin(IdemQueue *queue, const char *activity)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+	MemoryContextSwitchTo(scratch);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	idem_spi_connect();
+	pgstat_report_activity(STATE_RUNNING, activity);
+	if (!idem_queue_find(queue))
+	{
+		idem_spi_finish();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		leave(IDEM_WORKER_ABSENT);
+	}
+}
+
+static void
+commit(void)
+{
+	idem_spi_finish();
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(scratch);
+	pgstat_report_stat(false);
+}
+
+/* Why a job's role cannot be connected as; NULL if it can. Sets *sqlstate. */
+static char *
+refusal(Oid role, int *sqlstate)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(role));
+	char	   *reason = NULL;
+
+	if (!HeapTupleIsValid(tuple))
+	{
+		*sqlstate = ERRCODE_UNDEFINED_OBJECT;
+		return "the role was dropped";
+	}
+	if (!((Form_pg_authid) GETSTRUCT(tuple))->rolcanlogin)
+	{
+		*sqlstate = ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION;
+		reason = psprintf("role \"%s\" is not permitted to log in",
+						  NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname));
+	}
+	else if (database_aclcheck_compat(MyDatabaseId, role, ACL_CONNECT) != ACLCHECK_OK)
+	{
+		*sqlstate = ERRCODE_INSUFFICIENT_PRIVILEGE;
+		reason = psprintf("role \"%s\" does not have the CONNECT privilege on the database",
+						  NameStr(((Form_pg_authid) GETSTRUCT(tuple))->rolname));
+	}
+	ReleaseSysCache(tuple);
+	return reason;
+}
+
+/* Look after processes that have ended, and record what they could not. */
+static void
+reap(void)
+{
+	List	   *ended = NIL;
+	ListCell   *lc;
+	IdemQueue	queue;
+	pid_t		pid;
+
+	foreach(lc, started)
+	{
+		StartedJob *job = lfirst(lc);
+
+		if (GetBackgroundWorkerPid(job->handle, &pid) == BGWH_STOPPED)
+			ended = lappend(ended, job);
+	}
+	if (ended == NIL)
+		return;
+	begin(&queue, "recording the end of jobs");
+	foreach(lc, ended)
+	{
+		StartedJob *job = lfirst(lc);
+
+		(void) idem_queue_fail(&queue, &job->attempt, ERRCODE_CRASH_SHUTDOWN,
+							   "the process of the job has ended without a result; the server log has the reason");
+	}
+	commit();
+	foreach(lc, ended)
+	{
+		StartedJob *job = lfirst(lc);
+
+		idem_shmem_release_job(job->slot);
+		idem_queue_let_go(job->attempt.job_id);
+		started = list_delete_ptr(started, job);
+		pfree(job->handle);
+		pfree(job);
+	}
+}
+
+/*
+ * Cancel what is running and shall not. Also the processes that an earlier worker
+ * has started.
+ */
+static void
+cancel(void)
+{
+	IdemQueue	queue;
+	ListCell   *lc;
+
+	begin(&queue, "looking for jobs to be cancelled");
+	foreach(lc, idem_queue_running(&queue, InvalidOid, true))
+		(void) idem_shmem_cancel_job(MyDatabaseId, ((IdemAttempt *) lfirst(lc))->job_id);
+	commit();
+}
+
+/* Give up what nobody runs, and remove what nobody asks for any more. */
+static void
+clean_up(void)
+{
+	IdemQueue	queue;
+	uint64		removed;
+
+	begin(&queue, "looking for jobs that were interrupted");
+	idem_queue_reclaim(&queue, InvalidOid, started);
+	idem_queue_fail_roleless(&queue);
+	commit();
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (idem_guc_job_retention == 0)
+			break;
+		begin(&queue, "removing old jobs");
+		removed = idem_queue_expire(&queue, idem_guc_job_retention, EXPIRE_AT_ONCE);
+		commit();
+	} while (removed == EXPIRE_AT_ONCE);
+}
+
+/* Do one step of what CALL idem_maintain() does. False if there is no more to do. */
+static bool
+maintain(void)
+{
+	IdemMaintenanceCounts counts = {0};
+	IdemQueue	queue;
+	bool		more;
+
+	begin(&queue, "maintaining the ledger");
+	more = idem_maintenance_step(idem_ledger_open_in(queue.schema_oid), &counts);
+	commit();
+	return more;
+}
+
+/* Start the process of a job. False if PostgreSQL has no place for one. */
+static bool
+start_process(const IdemAttempt *attempt, IdemSlot slot)
+{
+	BackgroundWorker process = {0};
+	IdemJobInfo info = {0};
+	StartedJob *job;
+	MemoryContext context;
+	bool		registered;
+
+	info.database = MyDatabaseId;
+	info.role = attempt->role;
+	info.job_id = attempt->job_id;
+	info.attempt = attempt->attempt;
+	idem_shmem_assign_job(slot, &info);
+
+	process.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	process.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	process.bgw_restart_time = BGW_NEVER_RESTART;
+	strlcpy(process.bgw_library_name, "idempotent_ingest", sizeof(process.bgw_library_name));
+	strlcpy(process.bgw_function_name, "idem_job_main", sizeof(process.bgw_function_name));
+	snprintf(process.bgw_name, sizeof(process.bgw_name), "idempotent_ingest job %lld",
+			 (long long) attempt->job_id);
+	strlcpy(process.bgw_type, "idempotent_ingest job", sizeof(process.bgw_type));
+	memcpy(process.bgw_extra, &slot, sizeof(slot));
+	process.bgw_notify_pid = MyProcPid;
+
+	context = MemoryContextSwitchTo(long_lived);
+	job = palloc0(sizeof(StartedJob));
+	job->attempt = *attempt;
+	job->slot = slot;
+	registered = RegisterDynamicBackgroundWorker(&process, &job->handle);
+	if (registered)
+		started = lappend(started, job);
+	else
+		pfree(job);
+	MemoryContextSwitchTo(context);
+	return registered;
+}
+
+/* Say once, not each time, that max_worker_processes is too low. */
+static void
+report_no_process(void)
+{
+	static bool reported = false;
+
+	if (!reported)
+		ereport(LOG,
+				(errmsg("could not start a process for a queued job"),
+				 errhint("Consider increasing the configuration parameter \"max_worker_processes\".")));
+	reported = true;
+}
+
+/*
+ * Take jobs that are due, and start a process for each. Returns how many
+ * milliseconds to wait at most before the next time.
+ */
+static long
+start_jobs(void)
+{
+	long		naptime = idem_guc_naptime * 1000L;
+	IdemSlot	slots[TAKE_AT_ONCE];
+	int			nslots = 0;
+	int			used = 0;
+	IdemQueue	queue;
+	List	   *taken;
+	List	   *not_started = NIL;
+	ListCell   *lc;
+	TimestampTz next;
+	bool		has_next = false;
+
+	while (nslots < TAKE_AT_ONCE &&
+		   idem_shmem_reserve_job(MyDatabaseId, idem_guc_max_workers, &slots[nslots]))
+		nslots++;
+	if (nslots == 0)
+		return idem_shmem_want_place(my_slot, idem_guc_max_workers) ? naptime : 0;
+
+	/* The attempts are committed before any of them starts. */
+	begin(&queue, "taking jobs");
+	taken = idem_queue_take(&queue, InvalidOid, nslots);
+	foreach(lc, taken)
+	{
+		IdemAttempt *attempt = lfirst(lc);
+		int			sqlstate;
+		char	   *reason = refusal(attempt->role, &sqlstate);
+
+		if (reason)
+		{
+			(void) idem_queue_fail(&queue, attempt, sqlstate, reason);
+			attempt->role = InvalidOid;
+		}
+		else
+			idem_queue_hold(attempt->job_id, true);
+	}
+	if (list_length(taken) < nslots)
+		has_next = idem_queue_next(&queue, &next);
+	commit();
+
+	foreach(lc, taken)
+	{
+		IdemAttempt *attempt = lfirst(lc);
+
+		if (!OidIsValid(attempt->role))
+			continue;
+		if (not_started == NIL && start_process(attempt, slots[used]))
+			used++;
+		else
+			not_started = lappend(not_started, attempt);
+	}
+	for (int i = used; i < nslots; i++)
+		idem_shmem_release_job(slots[i]);
+	if (not_started)
+	{
+		report_no_process();
+		begin(&queue, "giving back jobs");
+		foreach(lc, not_started)
+			idem_queue_give_back(&queue, lfirst(lc));
+		commit();
+		foreach(lc, not_started)
+			idem_queue_let_go(((IdemAttempt *) lfirst(lc))->job_id);
+		return Min(naptime, START_RETRY);
+	}
+	if (list_length(taken) == nslots)
+		return 0;
+	return has_next ?
+		Min(naptime, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next)) : naptime;
+}
+
+/* Settings of users that must not keep the worker from its work. */
+static void
+override_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"idle_in_transaction_session_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"statement_timeout", "0"}
+	};
+
+	for (int i = 0; i < lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	SetConfigOption("application_name", MyBgworkerEntry->bgw_name, PGC_USERSET, PGC_S_SESSION);
+}
+
+void
+idem_worker_main(Datum arg)
+{
+	Oid			database;
+	TimestampTz last_clean_up = 0;
+	bool		has_maintenance = false;
+	IdemQueue	queue;
+
+	memcpy(&my_slot, MyBgworkerEntry->bgw_extra, sizeof(my_slot));
+	if (!idem_shmem_attach_worker(my_slot, &database))
+		proc_exit(0);
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+	override_settings();
+
+	long_lived = AllocSetContextCreate(TopMemoryContext, "idempotent_ingest worker",
+									   ALLOCSET_DEFAULT_SIZES);
+	scratch = AllocSetContextCreate(long_lived, "idempotent_ingest worker scratch",
+									ALLOCSET_DEFAULT_SIZES);
+	begin(&queue, "looking for the extension");
+	commit();
+	idem_shmem_set_worker(my_slot, IDEM_WORKER_RUNNING);
+	idem_shmem_release_unstarted_jobs(MyDatabaseId);
+
+	for (;;)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		long		timeout;
+
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		if (!idem_guc_worker)
+			leave(IDEM_WORKER_STOPPED);
+
+		MemoryContextReset(scratch);
+		reap();
+		if (TimestampDifferenceExceeds(last_clean_up, now, idem_guc_naptime * 1000))
+		{
+			clean_up();
+			last_clean_up = now;
+			has_maintenance = true;
+		}
+		cancel();
+		timeout = start_jobs();
+		/* Jobs do not wait for more than one step of it. */
+		if (has_maintenance)
+		{
+			has_maintenance = maintain();
+			if (has_maintenance)
+				timeout = Min(timeout, idem_guc_maintenance_delay);
+		}
+
+		pgstat_report_activity(STATE_IDLE,
+							   started == NIL ? "waiting for jobs" :
+							   psprintf("waiting for jobs; running: %d", list_length(started)));
+		if (timeout > 0)
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 timeout, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+	}
+}

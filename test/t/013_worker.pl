@@ -1,0 +1,360 @@
+# Launcher and workers: they follow extensions, databases and settings, they are
+# never in the way of a command, and they stop at once. The time between two
+# rounds is a day, so that whatever happens here happens because they were told.
+
+use strict;
+use warnings;
+
+use FindBin;
+use lib $FindBin::RealBin;
+
+use IdemTest;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use Test::More;
+
+my $node = make_cluster(
+    'worker',
+    allows_streaming => 1,
+    conf => "shared_preload_libraries = 'idempotent_ingest'\n"
+      . "max_worker_processes = 20\n"
+      . "allow_in_place_tablespaces = on\n"
+      . "idempotent_ingest.naptime = 1d\n"
+      . "idempotent_ingest.job_retry_delay = 10ms\n");
+
+my $launchers = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotent_ingest launcher'};
+
+# The worker of a database, once wait_for_worker() has seen it.
+sub worker
+{
+    my ($db, $on) = @_;
+    return ($on // $node)->safe_psql(
+        'postgres', qq{
+        SELECT pid FROM pg_stat_activity WHERE datname = '$db'
+          AND backend_type = 'idempotent_ingest worker'});
+}
+
+# Poll until the query returns true; $on is the server.
+sub wait_for
+{
+    my ($what, $query, $on) = @_;
+    ok(($on // $node)->poll_query_until('postgres', $query), $what);
+    return;
+}
+
+sub wait_for_worker
+{
+    my ($db, $what, $other_than, $on) = @_;
+    $other_than ||= 0;
+    wait_for(
+        $what, qq{
+        SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = '$db' AND pid <> $other_than
+          AND backend_type = 'idempotent_ingest worker' AND query LIKE 'waiting for jobs%'}, $on);
+    return worker($db, $on);
+}
+
+sub wait_for_no_worker
+{
+    my ($db, $what) = @_;
+    wait_for(
+        $what, qq{
+        SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = '$db'
+          AND backend_type LIKE 'idempotent_ingest %'});
+    return;
+}
+
+# A database with the extension and something to merge: the trigger holds merges
+# of staged_slowly while somebody has advisory lock 1.
+sub make_loaded_database
+{
+    my ($db) = @_;
+
+    make_database($node, $db, 'public');
+    $node->safe_psql(
+        $db, q{
+        CREATE TABLE staging AS SELECT i AS id, 'v' || i AS v FROM generate_series(1, 10) AS i;
+        CREATE TABLE target (id int PRIMARY KEY, v text);
+        CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_advisory_xact_lock_shared(1);
+            RETURN NEW;
+        END $$;
+        CREATE TABLE held_target (id int PRIMARY KEY, v text);
+        CREATE TRIGGER hold BEFORE INSERT OR UPDATE ON held_target
+            FOR EACH ROW EXECUTE FUNCTION hold()});
+    return;
+}
+
+# Enqueue a merge; the arguments are those of idem_enqueue().
+sub enqueue
+{
+    my ($db, $arguments) = @_;
+    return $node->safe_psql($db, "SELECT idem_enqueue($arguments)");
+}
+
+sub job_status
+{
+    my ($db, $job, $on) = @_;
+    return ($on // $node)->safe_psql($db, "SELECT status FROM idem_wait($job)");
+}
+
+# A job that runs and does not end: the session that holds it, and its number.
+sub run_held_job
+{
+    my ($db, $batch) = @_;
+    my $holder = $node->background_psql($db, on_error_stop => 0);
+
+    # Unchanged rows would fire no trigger.
+    $holder->query_safe('DELETE FROM held_target; SELECT pg_advisory_lock(1)');
+    my $job = enqueue($db, "'staging', 'held_target', '{id}', '$batch'");
+    $node->poll_query_until(
+        $db, q{
+        SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+                       WHERE NOT granted AND locktype = 'advisory' AND objid = 1
+                         AND backend_type = 'idempotent_ingest job')})
+      or die 'the job did not start';
+    return ($holder, $job);
+}
+
+# Start, and CREATE, ALTER and DROP EXTENSION.
+{
+    wait_for('the launcher runs', "SELECT count(*) = 1 FROM ($launchers) l");
+    wait_for('and says what it does', qq{
+        SELECT query = 'waiting for changes of databases and extensions' AND state = 'idle' AND datname IS NULL
+        FROM pg_stat_activity WHERE pid = ($launchers)});
+    is($node->safe_psql('postgres', 'SHOW idempotent_ingest.worker'), 'on', 'workers are on by default');
+
+    make_database($node, 'db', undef);
+    wait_for_no_worker('db', 'no worker without the extension');
+    $node->safe_psql('db', q{BEGIN; CREATE EXTENSION idempotent_ingest VERSION '0.1.0'; ROLLBACK});
+    $node->safe_psql('db', q{CREATE EXTENSION idempotent_ingest VERSION '0.1.0'});
+    $node->safe_psql('db', q{ALTER EXTENSION idempotent_ingest UPDATE});
+    my $pid = wait_for_worker('db', 'the worker comes with the version that has a queue');
+
+    $node->safe_psql('db', 'BEGIN; DROP EXTENSION idempotent_ingest; ROLLBACK');
+    is(worker('db'), $pid, 'a rolled back DROP EXTENSION does not end the worker');
+    $node->safe_psql('db', 'DROP EXTENSION idempotent_ingest');
+    wait_for_no_worker('db', 'DROP EXTENSION ends the worker');
+    $node->safe_psql('db', 'CREATE EXTENSION idempotent_ingest');
+    wait_for_worker('db', 'CREATE EXTENSION brings it back');
+    $node->safe_psql('db', 'DROP EXTENSION idempotent_ingest; CREATE SCHEMA loads; CREATE EXTENSION idempotent_ingest SCHEMA loads');
+    wait_for_worker('db', 'it follows to another schema');
+    $node->safe_psql('db', 'DROP SCHEMA loads CASCADE');
+    wait_for_no_worker('db', 'DROP SCHEMA ... CASCADE ends the worker');
+    $node->safe_psql('postgres', 'DROP DATABASE db');
+}
+
+make_loaded_database('loads');
+my $pid = wait_for_worker('loads', 'a worker for database "loads"');
+is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), 'succeeded', 'a job is run');
+
+# SIGHUP.
+{
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.worker = off');
+    $node->reload;
+    wait_for_no_worker('loads', 'worker = off ends the worker');
+    wait_for('the launcher says so', qq{
+        SELECT query = 'switched off by idempotent_ingest.worker' FROM pg_stat_activity WHERE pid = ($launchers)});
+    my $job = enqueue('loads', "'staging', 'target', '{id}', 'b2'");
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.worker = on');
+    $node->reload;
+    $pid = wait_for_worker('loads', 'worker = on starts it again');
+    is(job_status('loads', $job), 'succeeded', 'what was enqueued meanwhile is run');
+
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 0');
+    $node->reload;
+    $job = enqueue('loads', "'staging', 'target', '{id}', 'b3'");
+    is( $node->safe_psql('loads', "SELECT status FROM idem_wait($job, '100 ms')"),
+        'queued', 'max_workers = 0: no job is run');
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 4');
+    $node->reload;
+    is(job_status('loads', $job), 'succeeded', 'max_workers = 4: it is');
+    is(worker('loads'), $pid, 'by the same worker');
+}
+
+# SIGTERM of each.
+{
+    my ($holder, $job) = run_held_job('loads', 'held 1');
+    my $launcher = $node->safe_psql('postgres', $launchers);
+    $node->safe_psql('postgres', "SELECT pg_terminate_backend($launcher)");
+    wait_for('a new launcher comes', "SELECT count(*) = 1 FROM ($launchers) l WHERE pid <> $launcher");
+    is(worker('loads'), $pid, 'the worker outlives the launcher');
+
+    $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
+    $pid = wait_for_worker('loads', 'a new worker comes', $pid);
+    is( $node->safe_psql('loads', "SELECT status, attempts FROM idem_wait($job, '100 ms')"),
+        'running|1', 'the job outlives its worker');
+    $holder->quit;
+    is( $node->safe_psql('loads', "SELECT status, attempts FROM idem_wait($job)"),
+        'succeeded|1', 'and succeeds');
+
+    ($holder, $job) = run_held_job('loads', 'held 2');
+    $node->safe_psql('postgres',
+        q{SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'idempotent_ingest job'});
+    $node->poll_query_until('loads', "SELECT attempts = 2 FROM idem_jobs WHERE job_id = $job")
+      or die 'no second attempt';
+    $holder->quit;
+    is( $node->safe_psql('loads', "SELECT status, attempts FROM idem_wait($job)"),
+        'succeeded|2', 'a job whose process was terminated is attempted again');
+}
+
+# idem_cancel() of a job that is running.
+{
+    my ($holder, $job) = run_held_job('loads', 'held 3');
+    is($node->safe_psql('loads', "SELECT idem_cancel($job)"), 't', 'a running job is cancelled');
+    is( $node->safe_psql('loads', "SELECT status, attempts, sqlstate FROM idem_wait($job)"),
+        'cancelled|1|57014', 'and ends');
+    is( $node->safe_psql('loads', q{SELECT count(*) FROM idem_ledger WHERE batch_id = 'held 3'}),
+        '0', 'without a trace in the ledger');
+    $holder->quit;
+}
+
+# Commands that need the database for themselves. A job is running each time: it
+# is interrupted, and attempted again.
+{
+    my ($holder, $job) = run_held_job('loads', 'held 4');
+    $node->safe_psql('postgres', q{
+        CREATE ROLE stranger LOGIN CREATEDB;
+        CREATE TABLESPACE elsewhere LOCATION ''});
+    foreach my $command (
+        'DROP DATABASE loads',
+        'ALTER DATABASE loads RENAME TO mine',
+        'ALTER DATABASE loads SET TABLESPACE elsewhere',
+        'CREATE DATABASE mine TEMPLATE loads')
+    {
+        isnt(sqlstate($node, 'postgres', "SET ROLE stranger; $command"), 'none', "a stranger: $command");
+    }
+    is(worker('loads'), $pid, 'the worker has not ended for a stranger');
+
+    # The session that holds the job would be in the way of the command itself.
+    $holder->quit;
+    is(job_status('loads', $job), 'succeeded', 'neither has the job');
+}
+
+# A statement that goes on until it is interrupted, as staging.
+$node->safe_psql('loads', q{
+    CREATE VIEW endless AS SELECT i::int AS id, 'v' AS v FROM generate_series(1, 1000000000) AS i
+    WHERE i % 10 = 11});
+
+sub run_endless_job
+{
+    my ($db) = @_;
+    my $job = enqueue($db, "'endless', 'target', '{id}', 'endless', max_attempts => 1000");
+
+    wait_for("an endless job is running in $db", qq{
+        SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = '$db' AND backend_type = 'idempotent_ingest job'});
+    return $job;
+}
+
+{
+    my $job = run_endless_job('loads');
+    $node->safe_psql('postgres', 'BEGIN; ALTER DATABASE loads RENAME TO renamed; SELECT 1; COMMIT');
+    wait_for_worker('renamed', 'RENAME with a running job: the worker is back');
+    $node->safe_psql('postgres', 'ALTER DATABASE renamed RENAME TO loads');
+    wait_for_worker('loads', 'and again');
+    $node->safe_psql('postgres', 'ALTER DATABASE loads SET TABLESPACE elsewhere');
+    wait_for_worker('loads', 'SET TABLESPACE: the worker is back');
+    $node->safe_psql('postgres', 'ALTER DATABASE loads SET TABLESPACE pg_default');
+    wait_for_worker('loads', 'and again');
+    $node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE loads');
+    wait_for_worker('loads', 'CREATE DATABASE ... TEMPLATE: the worker is back');
+    wait_for_worker('copy', 'and the copy has one');
+    is($node->safe_psql('loads', "SELECT idem_cancel($job)"), 't', 'the job is cancelled');
+    is(job_status('loads', $job), 'cancelled', 'and has ended');
+    is($node->safe_psql('copy', "SELECT attempts > 0 FROM idem_jobs WHERE job_id = $job"),
+        't', 'the copy has a job of its own, which was attempted');
+
+    $node->safe_psql('postgres', 'ALTER DATABASE copy IS_TEMPLATE true');
+    wait_for("there is no worker in a template", qq{
+        SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = 'copy'
+          AND backend_type = 'idempotent_ingest worker'});
+    $node->safe_psql('postgres', 'ALTER DATABASE copy IS_TEMPLATE false');
+    wait_for_worker('copy', 'it is back when the database is none any more');
+    $node->safe_psql('postgres', 'DROP DATABASE copy');
+    is( $node->safe_psql('postgres', q{SELECT count(*) FROM pg_database WHERE datname = 'copy'}),
+        '0', 'DROP DATABASE with a worker and a running job');
+
+    # An owner who is no superuser may not end a superuser's process, with FORCE.
+    $node->safe_psql('postgres', 'CREATE DATABASE theirs TEMPLATE loads OWNER stranger');
+    wait_for_worker('theirs', 'a worker in a database that somebody else owns');
+    $node->safe_psql('postgres', 'SET ROLE stranger; DROP DATABASE theirs WITH (FORCE)');
+    is( $node->safe_psql('postgres', q{SELECT count(*) FROM pg_database WHERE datname = 'theirs'}),
+        '0', 'its owner drops it with FORCE');
+}
+
+# DROP EXTENSION with jobs queued and running: it waits for the job's locks, as
+# for anybody's, and then all is gone.
+{
+    make_loaded_database('dropping');
+    wait_for_worker('dropping', 'a worker for database "dropping"');
+    my ($holder, $job) = run_held_job('dropping', 'held');
+    enqueue('dropping', "'staging', 'target', '{id}', 'later', run_at => now() + interval '1 day'");
+    my $session = $node->background_psql('dropping', on_error_stop => 0);
+    my $backend = $session->query_safe('SELECT pg_backend_pid()');
+    start($session, 'DROP EXTENSION idempotent_ingest');
+    wait_for_lock($node, $backend);
+    $holder->quit;
+    my (undef, $errors) = finish($session);
+    is($errors, '', 'DROP EXTENSION with a job running');
+    $session->quit;
+    wait_for_no_worker('dropping', 'the worker has ended');
+    $node->safe_psql('postgres', 'DROP DATABASE dropping');
+}
+
+# A fast shutdown in the middle of a statement; the job is attempted again.
+{
+    my $job = run_endless_job('loads');
+    my $log = -s $node->logfile;
+    $node->stop('fast');
+    unlike(slurp_file($node->logfile, $log), qr/PANIC|was terminated by signal/, 'a clean shutdown');
+    $node->start;
+    wait_for_worker('loads', 'the worker is back after the restart');
+    $node->poll_query_until('loads', "SELECT attempts > 1 AND status = 'running' FROM idem_jobs WHERE job_id = $job")
+      or die 'the job is not attempted again';
+    is($node->safe_psql('loads', "SELECT idem_cancel($job)"), 't', 'the interrupted job runs again, and is cancelled');
+    is(job_status('loads', $job), 'cancelled', 'and has ended');
+}
+
+# A standby waits for its promotion, and then runs what the primary left.
+{
+    $node->backup('backup');
+    my $standby = PostgreSQL::Test::Cluster->new('standby');
+    $standby->init_from_backup($node, 'backup', has_streaming => 1);
+    $standby->start;
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.worker = off');
+    $node->reload;
+    wait_for_no_worker('loads', 'the primary runs no jobs');
+    my $job = enqueue('loads', "'staging', 'target', '{id}', 'left'");
+    $node->wait_for_catchup($standby);
+    is( $standby->safe_psql('postgres', q{SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'idem%'}),
+        '0', 'a standby has neither launcher nor worker');
+    is(sqlstate($standby, 'loads', 'CALL idem_run_jobs()'), '25006', 'nor can it run jobs by hand');
+    is(sqlstate($standby, 'loads', "SELECT idem_enqueue('staging', 'target')"), '25006', 'or enqueue them');
+    is(sqlstate($standby, 'loads', "SELECT idem_cancel($job)"), '25006', 'or cancel them');
+    is( $standby->safe_psql('loads', "SELECT status FROM idem_wait($job, '0')"),
+        'queued', 'but it can look at them');
+    $node->stop;
+    $standby->promote;
+    wait_for_worker('loads', 'after the promotion it has', 0, $standby);
+    is(job_status('loads', $job, $standby), 'succeeded', 'and the job is run');
+    $standby->stop;
+    $node->start;
+}
+
+# Without a place for another process, jobs wait, and are run when there is one.
+{
+    $node->append_conf('postgresql.conf', "idempotent_ingest.worker = on\nmax_worker_processes = 3");
+    my $log = -s $node->logfile;
+    $node->restart;
+    wait_for_worker('loads', 'launcher, worker and logical replication launcher take all places');
+    my $job = enqueue('loads', "'staging', 'target', '{id}', 'no place'");
+    $node->wait_for_log(qr/could not start a process for a queued job/, $log);
+    is( $node->safe_psql('loads', "SELECT status IN ('queued', 'running') FROM idem_jobs WHERE job_id = $job"),
+        't', 'a job that finds no place waits');
+    $node->append_conf('postgresql.conf', 'max_worker_processes = 8');
+    $node->restart;
+    is( $node->safe_psql('loads', "SELECT status, attempts FROM idem_wait($job)"),
+        'succeeded|1', 'and has lost no attempt by that');
+}
+
+done_testing();
