@@ -38,7 +38,7 @@ SELECT role = current_user::regrole AS own, status, staging, target, batch_id, p
 FROM idem_jobs WHERE batch_id = 'b1';
 CALL idem_run_jobs();
 SELECT * FROM status('b1');
-SELECT result - '{elapsed,applied_at,fingerprint}'::text[] FROM idem_wait(job('b1'));
+SELECT result - '{elapsed,applied_at,fingerprint,engine}'::text[] FROM idem_wait(job('b1'));
 SELECT started_at <= finished_at AND enqueued_at <= started_at AS in_order FROM idem_jobs WHERE batch_id = 'b1';
 TABLE target ORDER BY id;
 CALL idem_run_jobs();
