@@ -66,7 +66,7 @@ SELECT key_cols, batch_id, pipeline, version_cols, audit_cols, update_cols, excl
 FROM idem_job WHERE batch_id = 'wide' \gx
 CALL idem_run_jobs();
 SELECT * FROM status('wide');
-SELECT options, metadata FROM idem_batches WHERE batch_id = 'wide';
+SELECT options, metadata FROM idem_batches WHERE batch_id = 'wide' AND target = 'wide_target'::regclass;
 
 -- the order: priority, then time; and not before run_at
 SELECT idem_enqueue('staging', 'target', '{id}', batch, dry_run => true, run_at => now() - age::interval, priority => priority) IS NOT NULL AS enqueued
