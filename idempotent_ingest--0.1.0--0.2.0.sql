@@ -477,7 +477,25 @@ COMMENT ON COLUMN @extschema@.idem_job.message IS 'primary message of that error
 COMMENT ON COLUMN @extschema@.idem_job.result IS 'row that idem_merge() has returned';
 COMMENT ON COLUMN @extschema@.idem_job.staging_type IS 'row type of staging, which tells it from a later relation with the same OID';
 COMMENT ON COLUMN @extschema@.idem_job.target_type IS 'row type of the target, likewise';
-COMMENT ON COLUMN @extschema@.idem_job.staging IS 'argument of idem_merge(), as all the columns that follow';
+COMMENT ON COLUMN @extschema@.idem_job.staging IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.target IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.key_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.batch_id IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.pipeline IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.version_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.audit_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.update_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.exclude_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.mode IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_duplicate IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_stale IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_schema_change IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_replay IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_mismatch IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.nowait IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.exclusive IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.dry_run IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.metadata IS 'argument of idem_merge()';
 COMMENT ON INDEX @extschema@.idem_job_waiting_idx IS 'finds the next job to be run, and those that are running';
 
 REVOKE ALL ON @extschema@.idem_job FROM PUBLIC;

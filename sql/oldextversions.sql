@@ -43,7 +43,10 @@ CREATE FUNCTION catalog() RETURNS SETOF text LANGUAGE sql AS $$
     UNION ALL
     SELECT concat_ws(' ', name, 'column', a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
                      a.attcollation::regcollation, a.attstorage, a.attcompression, a.attstattarget, a.attidentity,
-                     a.attgenerated, a.attacl, a.attoptions, pg_get_expr(f.adbin, f.adrelid),
+                     a.attgenerated, a.attacl,
+                     -- later minor versions number the relations here
+                     (SELECT array_agg(o) FROM unnest(a.attoptions) AS o WHERE o NOT LIKE 'pg_attver=%'),
+                     pg_get_expr(f.adbin, f.adrelid),
                      'comment:', col_description(r.oid, a.attnum))
     FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
     LEFT JOIN pg_attrdef f ON (f.adrelid, f.adnum) = (a.attrelid, a.attnum)

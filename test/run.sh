@@ -2,14 +2,14 @@
 # What "make test" runs: builds and installs, then runs the suites against
 # throw-away servers, and counts what really ran.
 #   PG_MAJOR=NN                         which PostgreSQL, of those installed
-#   SUITES="regress isolation regress-sql isolation-sql tap scripts"
+#   SUITES="regress isolation regress-sql isolation-sql tap package"
 #                                       "-sql": the same tests with the sql engine
 #   REGRESS, ISOLATION, PROVE_TESTS     only these tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-suites=${SUITES:-regress isolation regress-sql isolation-sql tap scripts}
+suites=${SUITES:-regress isolation regress-sql isolation-sql tap package}
 engine=
 total_passed=0
 total_failed=0
@@ -117,22 +117,17 @@ prove_tests()
         PROVE_TESTS="$1" PROVE_FLAGS=--verbose)
 }
 
-# test/NAME_test.sh: passes by exit status, against a server of its own.
-scripts_suite()
+# A script that says "N passed, M failed" in its last line.
+script_suite()
 {
-    local script passed=0 failed=0
-    for script in test/*_test.sh; do
-        [ -e "$script" ] || continue
-        run with_cluster "$major" bash "$script"
-        if [ "$status" = 0 ]; then
-            echo "ok - $script"
-            passed=$((passed + 1))
-        else
-            echo "not ok - $script"
-            failed=$((failed + 1))
-        fi
-    done
-    record scripts "$passed" "$failed" 0
+    local name=$1
+    shift
+    run "$@"
+    if [[ $(tail -n 1 "$work/output") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed(, ([0-9]+) skipped)?$ ]]; then
+        record "$name" "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" "${BASH_REMATCH[4]:-0}"
+    else
+        record "$name" 0 1 0
+    fi
 }
 
 major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
@@ -154,7 +149,7 @@ for suite in $suites; do
         regress*) pg_regress_suite "$suite" REGRESS ISOLATION regression.diffs ;;
         isolation*) pg_regress_suite "$suite" ISOLATION REGRESS output_iso/regression.diffs ;;
         tap) tap_suite ;;
-        scripts) scripts_suite ;;
+        package) script_suite package bash test/package.sh ;;
         *) die "no such suite: $suite" ;;
     esac
 done
