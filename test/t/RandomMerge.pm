@@ -815,7 +815,12 @@ sub batch_script
     foreach my $engine ('sql', 'native')
     {
         my $schema = $engine eq 'sql' ? 'a' : 'b';
-        my $arguments = join(', ', "'$shape->{staging}'", "'$schema.t'", map { "$_ => $options{$_}" } sort keys %options);
+        my %all = %options;
+
+        # Where to look for stored rows first makes no difference.
+        $all{target_predicate} = pick(q{'true'}, q{'false'}, q{'(ctid::text::point)[1]::int % 2 = 0'})
+          if $engine eq 'sql' && ($options{mode} // '') ne q{'update'} && chance(0.3);
+        my $arguments = join(', ', "'$shape->{staging}'", "'$schema.t'", map { "$_ => $all{$_}" } sort keys %all);
         my $call =
             "SELECT concat_ws('|', status, summary, batch_id, pipeline, revision, rows_staged, rows_duplicate,"
           . ' rows_inserted, rows_updated, rows_deleted, rows_unchanged, rows_stale, rows_skipped, fingerprint,'
