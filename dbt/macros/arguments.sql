@@ -1,5 +1,12 @@
 {# From configs of a model to arguments of idem_merge(). #}
 
+{# A config that dbt does not know: newer versions want it in meta. #}
+{% macro own_config(name, default=none) %}
+  {%- set value = config.get(name) -%}
+  {{ return(value if value is not none else (config.get('meta') or {}).get(name, default)) }}
+{% endmacro %}
+
+
 {% macro literal(value) %}
   {{ return("'" ~ (value | string | replace("'", "''")) ~ "'") }}
 {% endmacro %}

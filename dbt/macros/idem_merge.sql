@@ -7,11 +7,12 @@
   the table again, which costs no write where nothing differs.
 #}
 {% macro get_incremental_idem_merge_sql(arg_dict) %}
-  {%- if config.get('batch_id') is none -%}
+  {%- set batch_id = idempotent_ingest.own_config('batch_id') -%}
+  {%- if batch_id is none -%}
     {%- set options = {'on_replay': 'reapply'} -%}
   {%- else -%}
-    {%- set options = {'batch_id': render(config.get('batch_id')),
-                       'on_mismatch': config.get('on_mismatch', 'error')} -%}
+    {%- set options = {'batch_id': render(batch_id | string),
+                       'on_mismatch': idempotent_ingest.own_config('on_mismatch', 'error')} -%}
   {%- endif -%}
   {{ return(idempotent_ingest.merge_sql(arg_dict, options)) }}
 {% endmacro %}
@@ -45,17 +46,17 @@
   {%- set lists = {'key_cols': key} -%}
   {%- for argument, name in [('version_cols', 'version_cols'), ('audit_cols', 'audit_cols'),
                              ('update_cols', 'merge_update_columns'), ('exclude_cols', 'merge_exclude_columns')] -%}
-    {%- if config.get(name) -%}
-      {%- set names = idempotent_ingest.column_names(name, config.get(name), columns) -%}
+    {%- if idempotent_ingest.own_config(name) -%}
+      {%- set names = idempotent_ingest.column_names(name, idempotent_ingest.own_config(name), columns) -%}
       {#- dbt lets its lists name the key, which has nothing to update. -#}
       {%- do lists.update({argument: names | reject('in', key) | list if name.startswith('merge_') else names}) -%}
     {%- endif -%}
   {%- endfor -%}
 
-  {%- set texts = {'pipeline': config.get('source', 'dbt')} -%}
+  {%- set texts = {'pipeline': idempotent_ingest.own_config('source', 'dbt')} -%}
   {%- do texts.update(options) -%}
-  {%- if config.get('on_duplicate') -%}
-    {%- do texts.update({'on_duplicate': config.get('on_duplicate')}) -%}
+  {%- if idempotent_ingest.own_config('on_duplicate') -%}
+    {%- do texts.update({'on_duplicate': idempotent_ingest.own_config('on_duplicate')}) -%}
   {%- endif -%}
   {%- if arg_dict['incremental_predicates'] -%}
     {%- do texts.update({'target_predicate': idempotent_ingest.target_predicate(arg_dict['incremental_predicates'])}) -%}
@@ -85,11 +86,11 @@
 {% endmacro %}
 
 
-{# The result becomes dbt's own: the log line of the model, and its adapter_response. #}
+{# The result becomes dbt's own: the log line of the model, and its adapter_response. A batch that has expired has no counts. #}
 {% macro report() %}
   {%- set result = fromjson(run_query("select pg_catalog.current_setting('idem_dbt.result')").columns[0].values()[0]) -%}
   {%- do store_raw_result('main', message=result['summary'], code=result['status'],
-                          rows_affected=result['rows_inserted'] + result['rows_updated']) -%}
+                          rows_affected=(result['rows_inserted'] or 0) + (result['rows_updated'] or 0)) -%}
 {% endmacro %}
 
 

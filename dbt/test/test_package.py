@@ -157,6 +157,11 @@ class TestConfigs(Source):
         assert said == "applied: 10 staged, 1 updated, 8 unchanged, 1 stale"
         assert rows(project, "select v from @m where id < 3 order by id") == [("new",), ("v2",)]
 
+    def test_configs_in_meta(self, project):
+        said = self.merge(project, ", meta={'version_cols': 'n', 'source': 'shop'}", "update @src set v = 'new', n = 0 where id = 1")
+        assert said == "applied: 10 staged, 9 unchanged, 1 stale"
+        assert value(project, "select pipeline from public.idem_batches where target = '@m'::regclass") == "shop"
+
     def test_on_duplicate(self, project):
         change = "insert into @src values (1, 'later', 2)"
         assert "staging has different rows for 1 key" in self.merge(project, "", change, passes=False)
@@ -307,19 +312,21 @@ class TestIndex(Source):
 
     def test_two_runs_at_once(self, project):
         run(project)
-        project.run_sql(f"update {project.test_schema}.src set v = 'new' where id = 1")
-        # Both find no index, and go on at the same time.
-        blocker = connect()
-        blocker.autocommit = False
-        blocker.cursor().execute(f"lock table {project.test_schema}.m in row exclusive mode")
-        runs = [start_dbt(project), start_dbt(project)]
-        until(lambda: waiting(project) == 2 or any(r.poll() is not None for r in runs))
-        assert [r.poll() for r in runs] == [None, None]
-        blocker.commit()
-        assert [r.wait() for r in runs] == [0, 0]
+        # Both find no index, and go on at the same time; then both have to wait for a row.
+        for blocking in ("lock table @m in row exclusive mode", "select from @m where id = 5 for update"):
+            project.run_sql(f"update {project.test_schema}.src set v = v || 'new'")
+            blocker = connect()
+            blocker.autocommit = False
+            blocker.cursor().execute(blocking.replace("@", f"{project.test_schema}."))
+            runs = [start_dbt(project), start_dbt(project)]
+            until(lambda: waiting(project) == 2 or any(r.poll() is not None for r in runs))
+            assert [r.poll() for r in runs] == [None, None]
+            blocker.commit()
+            assert [r.wait() for r in runs] == [0, 0]
+            assert value(project, "select count(*) from @m m join @src s using (id, v, n)") == 10
         assert len(self.indexes(project)) == 1
-        assert value(project, "select count(*) from @m m join @src s using (id, v, n)") == 10
-        assert [b[1] for b in batches(project)] == [2]
+        # Each content was merged by one run, and found by the other.
+        assert [batch[1:] for batch in batches(project)] == [(2, 0, 0, 10), (2, 0, 0, 10)]
 
 
 class TestMicrobatch(Project):
