@@ -160,6 +160,16 @@ UPDATE nullable_s SET v = 'changed' WHERE b IS NULL;
 INSERT INTO nullable_s VALUES (NULL, NULL, 'new'), (5, NULL, 'new');
 SELECT split_part(plain, ' | ', 1) AS said, compared, different
 FROM differences('nullable_s', 'nullable', ', ''{a,b}''', '{true,false,a > 2,a IS NULL,"b IS NULL"}');
+-- other tables in the condition are those that the caller sees, by whatever name
+CREATE TEMP TABLE l (a int);
+CREATE TEMP TABLE e (a int);
+SELECT split_part(plain, ' | ', 1) AS said, compared, different
+FROM differences('nullable_s', 'nullable', ', ''{a,b}''',
+                 '{a IN (SELECT k FROM s),a IN (SELECT k FROM t),a IN (SELECT l.a FROM l),EXISTS (SELECT FROM e WHERE e.a = nullable.a)}');
+SET search_path = public;
+SELECT summary FROM idem_merge('target_predicate.nullable_s', 'target_predicate.nullable', '{a,b}', dry_run => true,
+                               target_predicate => 'a IN (SELECT k FROM target_predicate.s)');
+SET search_path = target_predicate, public;
 INSERT INTO keys SELECT generate_series(1, 10);
 SELECT split_part(plain, ' | ', 1) AS said, compared, different
 FROM differences('s', 'keys', ', on_schema_change => ''ignore''', '{true,false,k < 5}');

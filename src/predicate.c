@@ -6,7 +6,8 @@
  * It is parsed by itself and written anew, so that what goes into the generated
  * statement is one boolean expression with qualified columns, whatever the
  * text looks like, and so that errors point into the text that the caller knows.
- * Names in it are resolved as in any statement of the caller.
+ * Names in it are resolved as in any statement of the caller, once, and written
+ * qualified.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,6 +18,7 @@
 #include "parser/parse_node.h"
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
+#include "utils/guc.h"
 #include "utils/rel.h"
 #include "utils/ruleutils.h"
 
@@ -68,6 +70,8 @@ idem_predicate_write(Relation target, const char *predicate, const char *alias)
 	ErrorContextCallback error_context;
 	ParseState *pstate = make_parsestate(NULL);
 	Node	   *expression;
+	char	   *written;
+	int			guc_level;
 
 	error_context.callback = predicate_error_context;
 	error_context.arg = unconstify(char *, predicate);
@@ -84,6 +88,13 @@ idem_predicate_write(Relation target, const char *predicate, const char *alias)
 	free_parsestate(pstate);
 
 	error_context_stack = error_context.previous;
-	return deparse_expression(expression,
-							  deparse_context_for(alias, RelationGetRelid(target)), true, false);
+
+	/* Names that search_path finds would be written without schema. */
+	guc_level = NewGUCNestLevel();
+	(void) set_config_option("search_path", "pg_catalog", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	written = deparse_expression(expression,
+								 deparse_context_for(alias, RelationGetRelid(target)), true, false);
+	AtEOXact_GUC(true, guc_level);
+	return written;
 }

@@ -70,6 +70,12 @@
 
 #include "sqlgen.h"
 
+/*
+ * A common table expression hides tables of its name, and the predicate may read
+ * any: so no short one, that a table could have as well.
+ */
+#define DISTINCT_ROWS_NAME	"idem_distinct_rows"
+
 /* More nullable key columns than this are joined by OR. */
 #define MAX_NULL_PATTERN_COLUMNS 3
 
@@ -528,7 +534,7 @@ append_key_arguments(StringInfo sql, const Generator *gen, const char *alias)
 static void
 append_with(StringInfo sql, const Generator *gen)
 {
-	appendStringInfoString(sql, "WITH s AS MATERIALIZED (\n");
+	appendStringInfoString(sql, "WITH " DISTINCT_ROWS_NAME " AS MATERIALIZED (\n");
 	append_distinct_rows(sql, gen, "    ");
 	appendStringInfoString(sql, ")");
 }
@@ -540,7 +546,7 @@ distinct_from(const Generator *gen, bool with, const char *indent)
 	StringInfoData from;
 
 	if (with)
-		return "s";
+		return DISTINCT_ROWS_NAME " AS s";
 	initStringInfo(&from);
 	appendStringInfoString(&from, "(\n");
 	append_distinct_rows(&from, gen, psprintf("%s    ", indent));
@@ -560,7 +566,7 @@ generate_update(const Generator *gen)
 	append_with(&sql, gen);
 	appendStringInfoString(&sql, ", l AS MATERIALIZED (\n    SELECT ");
 	append_columns(&sql, gen, "s");
-	appendStringInfo(&sql, "\n    FROM s\n    JOIN %s AS t ON ", info->target_name);
+	appendStringInfo(&sql, "\n    FROM " DISTINCT_ROWS_NAME " AS s\n    JOIN %s AS t ON ", info->target_name);
 	append_key_condition(&sql, gen, "t", "s", pattern);
 
 	/*
@@ -582,7 +588,7 @@ generate_update(const Generator *gen)
 			comma = ", ";
 		}
 	/* A join may stop early; the counts want all rows to have been looked at. */
-	appendStringInfoString(&sql, "\nFROM l\nWHERE (SELECT pg_catalog.count(*) FROM s) IS NOT NULL"
+	appendStringInfoString(&sql, "\nFROM l\nWHERE (SELECT pg_catalog.count(*) FROM " DISTINCT_ROWS_NAME ") IS NOT NULL"
 						   "\n  AND (SELECT pg_catalog.count(*) FROM l) IS NOT NULL\n  AND ");
 	append_key_condition(&sql, gen, "t", "l", pattern);
 	appendStringInfo(&sql, "\nRETURNING %s.idem_row_applied($1", gen->schema);
@@ -664,7 +670,7 @@ generate_insert(const Generator *gen)
 	{
 		/* The order of a UNION is that of its output columns. */
 		appendStringInfoString(&sql, "    SELECT * FROM (\n");
-		append_classified_rows(&sql, gen, classified_tlist(gen), "s", "        ");
+		append_classified_rows(&sql, gen, classified_tlist(gen), distinct_from(gen, true, ""), "        ");
 		appendStringInfoString(&sql, "    ) AS s\n");
 	}
 	else
