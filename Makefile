@@ -12,7 +12,8 @@ OBJS       = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 # never added, is found by test/lint.sh instead of being passed over.
 REGRESS = merge_basic merge_versions merge_dedupe merge_types merge_targets merge_noop \
 	merge_noop_wal merge_citext merge_icu merge_foreign merge_xml \
-	merge_large merge_errors engines ledger fingerprint privileges quoting retention oldextversions jobs
+	merge_large merge_errors engines ledger fingerprint privileges quoting retention oldextversions jobs \
+	target_predicate
 
 ISOLATION = same_batch same_batch_other_content derived_id claim reapply forget \
 	overlap unversioned_turns overtaken versioned_parallel version_guard \

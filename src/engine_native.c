@@ -144,7 +144,9 @@ idem_engine_native_refusal(const IdemMergeInfo *info)
 	List	   *indexes = RelationGetIndexList(target);
 	ListCell   *lc;
 
-	if (info->target_kind != RELKIND_RELATION)
+	if (info->target_predicate)
+		refusal = "target_predicate is given";
+	else if (info->target_kind != RELKIND_RELATION)
 		refusal = "the target is partitioned";
 	else if (target->rd_rel->relhassubclass)
 		refusal = "the target has child tables";

@@ -2,14 +2,15 @@
 # What "make test" runs: builds and installs, then runs the suites against
 # throw-away servers, and counts what really ran.
 #   PG_MAJOR=NN                         which PostgreSQL, of those installed
-#   SUITES="regress isolation regress-sql isolation-sql tap package"
+#   SUITES="regress isolation regress-sql isolation-sql tap package dbt"
 #                                       "-sql": the same tests with the sql engine
 #   REGRESS, ISOLATION, PROVE_TESTS     only these tests
+#   PYTEST_ARGS="-k microbatch"         only these of the suites in Python
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-suites=${SUITES:-regress isolation regress-sql isolation-sql tap package}
+suites=${SUITES:-regress isolation regress-sql isolation-sql tap package dbt}
 engine=
 total_passed=0
 total_failed=0
@@ -130,6 +131,27 @@ script_suite()
     fi
 }
 
+# The dbt package, with the real dbt.
+dbt_suite()
+{
+    python_environment dbt dbt/test/requirements.txt
+    pytest_suite dbt dbt/test
+}
+
+# Runs pytest on a directory, with $python, against a server of its own. A test
+# that is known to fail has not passed; its reason is printed.
+pytest_suite()
+{
+    local name=$1 failed
+    # shellcheck disable=SC2086
+    run with_cluster "$major" "$python" -m pytest -p no:cacheprovider -v -rA "$2" ${PYTEST_ARGS:-}
+    failed=$(count '^(FAILED|ERROR) ')
+    if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+        failed=1
+    fi
+    record "$name" "$(count '^PASSED ')" "$failed" "$(count '^(SKIPPED|XFAIL) ')"
+}
+
 major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
 [ -x "/usr/lib/postgresql/$major/bin/postgres" ] ||
     die "PostgreSQL $major is not installed: run PG_MAJOR=$major test/setup.sh"
@@ -150,6 +172,7 @@ for suite in $suites; do
         isolation*) pg_regress_suite "$suite" ISOLATION REGRESS output_iso/regression.diffs ;;
         tap) tap_suite ;;
         package) script_suite package bash test/package.sh ;;
+        dbt) dbt_suite ;;
         *) die "no such suite: $suite" ;;
     esac
 done
