@@ -2,14 +2,15 @@
 # What "make test" runs: builds and installs, then runs the suites against
 # throw-away servers, and counts what really ran.
 #   PG_MAJOR=NN                         which PostgreSQL, of those installed
-#   SUITES="regress isolation regress-sql isolation-sql tap scripts"
+#   SUITES="regress isolation regress-sql isolation-sql tap scripts examples"
 #                                       "-sql": the same tests with the sql engine
 #   REGRESS, ISOLATION, PROVE_TESTS     only these tests
+#   PYTEST_ARGS="-k airflow"            only these of the suites in Python
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-suites=${SUITES:-regress isolation regress-sql isolation-sql tap scripts}
+suites=${SUITES:-regress isolation regress-sql isolation-sql tap scripts examples}
 engine=
 total_passed=0
 total_failed=0
@@ -135,6 +136,30 @@ scripts_suite()
     record scripts "$passed" "$failed" 0
 }
 
+# The examples, with the Airflow of an environment of its own.
+examples_suite()
+{
+    local airflow
+    python_environment airflow test/examples/requirements-airflow.txt
+    airflow=$python
+    python_environment examples test/examples/requirements.txt
+    IDEM_AIRFLOW=$airflow pytest_suite examples test/examples
+}
+
+# Runs pytest on a directory, with $python, against a server of its own. A test
+# that is known to fail has not passed; its reason is printed.
+pytest_suite()
+{
+    local name=$1 failed
+    # shellcheck disable=SC2086
+    run with_cluster "$major" "$python" -m pytest -p no:cacheprovider -v -rA "$2" ${PYTEST_ARGS:-}
+    failed=$(count '^(FAILED|ERROR) ')
+    if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+        failed=1
+    fi
+    record "$name" "$(count '^PASSED ')" "$failed" "$(count '^(SKIPPED|XFAIL) ')"
+}
+
 major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
 [ -x "/usr/lib/postgresql/$major/bin/postgres" ] ||
     die "PostgreSQL $major is not installed: run PG_MAJOR=$major test/setup.sh"
@@ -155,6 +180,7 @@ for suite in $suites; do
         isolation*) pg_regress_suite "$suite" ISOLATION REGRESS output_iso/regression.diffs ;;
         tap) tap_suite ;;
         scripts) scripts_suite ;;
+        examples) examples_suite ;;
         *) die "no such suite: $suite" ;;
     esac
 done
