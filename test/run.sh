@@ -2,7 +2,7 @@
 # What "make test" runs: builds and installs, then runs the suites against
 # throw-away servers, and counts what really ran.
 #   PG_MAJOR=NN                         which PostgreSQL, of those installed
-#   SUITES="regress isolation regress-sql isolation-sql tap package dbt"
+#   SUITES="regress isolation regress-sql isolation-sql tap package dbt examples"
 #                                       "-sql": the same tests with the sql engine
 #   REGRESS, ISOLATION, PROVE_TESTS     only these tests
 #   PYTEST_ARGS="-k microbatch"         only these of the suites in Python
@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-suites=${SUITES:-regress isolation regress-sql isolation-sql tap package dbt}
+suites=${SUITES:-regress isolation regress-sql isolation-sql tap package dbt examples}
 engine=
 total_passed=0
 total_failed=0
@@ -152,6 +152,16 @@ pytest_suite()
     record "$name" "$(count '^PASSED ')" "$failed" "$(count '^(SKIPPED|XFAIL) ')"
 }
 
+# The examples, with the Airflow of an environment of its own.
+examples_suite()
+{
+    local airflow
+    python_environment airflow test/examples/requirements-airflow.txt
+    airflow=$python
+    python_environment examples test/examples/requirements.txt
+    IDEM_AIRFLOW=$airflow pytest_suite examples test/examples
+}
+
 major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
 [ -x "/usr/lib/postgresql/$major/bin/postgres" ] ||
     die "PostgreSQL $major is not installed: run PG_MAJOR=$major test/setup.sh"
@@ -173,6 +183,7 @@ for suite in $suites; do
         tap) tap_suite ;;
         package) script_suite package bash test/package.sh ;;
         dbt) dbt_suite ;;
+        examples) examples_suite ;;
         *) die "no such suite: $suite" ;;
     esac
 done
