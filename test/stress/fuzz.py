@@ -11,9 +11,7 @@ import psycopg
 
 from values import KINDS, TYPES
 
-SETUP = (
-    TYPES
-    + """
+SETUP = TYPES + """
 CREATE TABLE t (k int PRIMARY KEY, v text, ver int, "odd "" name" numeric);
 CREATE TABLE s (LIKE t);
 INSERT INTO s VALUES (1, 'a', 1, 1), (2, 'b', NULL, 'NaN'), (3, NULL, 3, NULL);
@@ -31,14 +29,50 @@ CREATE EXTENSION file_fdw;
 CREATE SERVER files FOREIGN DATA WRAPPER file_fdw;
 CREATE FOREIGN TABLE no_file (k int, v text) SERVER files OPTIONS (filename '/nowhere');
 """
-)
 EXPECTED = ("00000", "22004", "22023", "42809", "42703", "42P10", "II001")
 
 RELATIONS = """t s s t s s_twice parted parted_1 no_key no_columns v mv seq unlogged t_pkey t_v_idx no_file pair
     idem_ledger idem_batches idem_audit idem_job idem_job_id_seq pg_class pg_stat_activity information_schema.tables""".split()
 WORDS = """upsert insert update error latest any skip apply ignore add_columns reapply b1 b2 b3 merge claim queued sql native
     content: k v ver""".split()
-TEXTS = ["", " ", "x" * 300, "é" * 128, "'", '"', "\\", "$1", "%s", "%n", "\u202e", "a\tb\nc", "{}", "null", "t.k", "public.t"]
+TEXTS = [
+    "",
+    " ",
+    "x" * 300,
+    "é" * 128,
+    "'",
+    '"',
+    "\\",
+    "$1",
+    "%s",
+    "%n",
+    "\u202e",
+    "a\tb\nc",
+    "{}",
+    "null",
+    "t.k",
+    "public.t",
+]
+# What makes sense for a parameter by its name.
+LIKELY = {
+    "staging": ["s", "s", "v", "s_twice"],
+    "target": ["t", "t", "parted"],
+    "key_cols": ["{k}"],
+    "version_cols": ["{ver}", "{}"],
+    "audit_cols": ["{v}", "{}"],
+    "update_cols": ["{v}", "{}"],
+    "exclude_cols": ["{v}"],
+    "columns": ["{k}", "{v,k}"],
+    "batch_id": ["b1", "b2", "b3"],
+    "mode": ["upsert", "insert", "update"],
+    "on_duplicate": ["error", "latest", "any"],
+    "on_stale": ["skip", "error", "apply"],
+    "on_schema_change": ["ignore", "add_columns"],
+    "on_replay": ["skip", "error", "reapply"],
+    "on_mismatch": ["error", "skip", "apply"],
+}
+# Nobody runs the jobs that are waited for.
+TIMEOUTS = ["0", "10 ms", "-1 day"]
 COLUMNS = ["k", "v", "ver", "k", "v", "ver", 'odd " name', "nothing", "ctid", "tableoid", "", "K", " k"]
 
 
@@ -53,7 +87,9 @@ def array(rng, element, type_name):
     if shape == 1:
         return f"ARRAY[[{element()}], [{element()}]]::{type_name}"
     if shape == 2:
-        return f"array_fill(({element()})::{type_name.removesuffix('[]')}, ARRAY[{rng.choice([1, 3, 2000])}], ARRAY[-5])"
+        return (
+            f"array_fill(({element()})::{type_name.removesuffix('[]')}, ARRAY[{rng.choice([1, 3, 2000])}], ARRAY[-5])"
+        )
     return f"ARRAY[{', '.join(element() for _ in range(rng.randint(1, 3)))}]::{type_name}"
 
 
@@ -73,21 +109,26 @@ def argument(rng, type_name):
         "smallint": lambda: rng.choice(number[:5]),
         "integer": lambda: rng.choice(number),
         "bigint": lambda: rng.choice([*number, "9223372036854775807", "-9223372036854775808"]),
-        "oid": lambda: rng.choice([*number[:2], "1259", "4294967295", f"{quoted(rng.choice(RELATIONS))}::regclass::oid"]),
+        "oid": lambda: rng.choice(
+            [*number[:2], "1259", "4294967295", f"{quoted(rng.choice(RELATIONS))}::regclass::oid"]
+        ),
         "double precision": lambda: rng.choice([*number, "'NaN'", "'-Infinity'", "1e-300"]),
         "boolean": lambda: rng.choice(["true", "false"]),
-        "regclass": lambda: rng.choice([f"{quoted(rng.choice(RELATIONS))}"] * 20 + ["0", "999999", "-1::oid::regclass"]),
+        "regclass": lambda: rng.choice([f"{quoted(rng.choice(RELATIONS))}"] * 20 + ["0", "999999", "4294967295"]),
         "jsonb": lambda: quoted(rng.choice(["{}", "[]", "null", '{"a": [1, {"b": null}]}', '"text"', "1e400"])),
         "interval": lambda: quoted(rng.choice(["0", "1 day", "-1 day", "178000000 years", "1 microsecond", "100 ms"])),
         "timestamp with time zone": lambda: rng.choice(
-            ["now()", "'infinity'", "'-infinity'", "'4714-11-24 BC'", "'294276-12-31'"]),
+            ["now()", "'infinity'", "'-infinity'", "'4714-11-24 BC'", "'294276-12-31'"]
+        ),
         "bytea": lambda: rng.choice([r"'\x'", r"'\x00ff'", "decode(repeat('00', 100), 'hex')"]),
     }
     if type_name in values:
         return f"({values[type_name]()})::{type_name}"
     if type_name in ("record", "anyelement", '"any"', "anynonarray", "anycompatible"):
         literals = [rng.choice(rng.choice(KINDS).literals) for _ in range(rng.randint(0, 3))]
-        row = rng.choice([f"ROW({', '.join(literals)})", "(SELECT s FROM s LIMIT 1)", "NULL::t", "ROW(NULL, ROW(1, NULL))"])
+        row = rng.choice(
+            [f"ROW({', '.join(literals)})", "(SELECT s FROM s LIMIT 1)", "NULL::t", "ROW(NULL, ROW(1, NULL))"]
+        )
         return row if type_name == "record" or rng.random() < 0.3 else rng.choice(rng.choice(KINDS).literals)
     if type_name.endswith("[]"):
         return array(rng, lambda: argument(rng, type_name[:-2]), type_name)
@@ -99,25 +140,28 @@ def call(rng, function):
     name, kind, names, types, required, variadic = function
     given = []
     for i, (parameter, type_name) in enumerate(zip(names, types)):
-        if i < required:
-            given.append((None, argument(rng, type_name)))
-        elif rng.random() < 4 / len(types):
-            given.append((parameter, argument(rng, type_name)))
+        if i >= required and parameter != "timeout" and rng.random() > 4 / len(types):
+            continue
+        if parameter == "timeout":
+            value = quoted(rng.choice(TIMEOUTS))
+        elif parameter in LIKELY and rng.random() < 0.7:
+            value = f"{quoted(rng.choice(LIKELY[parameter]))}::{type_name}"
+        else:
+            value = argument(rng, type_name)
+        given.append((None if i < required else parameter, value))
     if variadic:
         given += [(None, argument(rng, types[-1])) for _ in range(rng.randint(0, 2))]
-    # Once in a while, as many arguments as there happen to be, for overloaded names and defaults.
     arguments = ", ".join(f"{parameter} => {value}" if parameter else value for parameter, value in given)
     if kind == "p":
         return f"CALL {name}({arguments})"
     if kind == "a":
         return f"SELECT {name}({arguments}) FROM generate_series(1, {rng.choice([0, 1, 3])})"
-    return f"SELECT * FROM {name}({arguments})"
+    return f"SELECT {name}({arguments})"
 
 
 def functions_of(connection):
     """Name, kind, names and types of arguments, how many have no default, and whether the last one is variadic."""
-    return connection.execute(
-        """
+    return connection.execute("""
         SELECT p.oid::regproc::text, p.prokind::text,
                ARRAY(SELECT coalesce(p.proargnames[i], '') FROM generate_series(1, p.pronargs) AS i),
                ARRAY(SELECT format_type(p.proargtypes[i], NULL) FROM generate_series(0, p.pronargs - 1) AS i),
@@ -127,8 +171,7 @@ def functions_of(connection):
             AND p.prorettype NOT IN ('trigger'::regtype, 'event_trigger'::regtype)
             AND NOT 'internal'::regtype = ANY (p.proargtypes)
         ORDER BY 1, p.oid
-        """
-    ).fetchall()
+        """).fetchall()
 
 
 def play_all(cluster, database, seed, calls):
@@ -145,7 +188,7 @@ def play_all(cluster, database, seed, calls):
             connection.close()
             connection = cluster.connect(database)
             connection.execute(
-                "SET client_min_messages = error; SET statement_timeout = '2s'; SET lock_timeout = '1s';"
+                "SET client_min_messages = error; SET statement_timeout = '60s';"
                 "TRUNCATE t, parted; DELETE FROM idem_ledger; DELETE FROM idem_job"
             )
         if rng.random() < 0.02:
@@ -158,7 +201,7 @@ def play_all(cluster, database, seed, calls):
         except psycopg.Error as error:
             sqlstate = error.sqlstate or "no answer"
             seen[sqlstate] += 1
-            if sqlstate == "no answer" or sqlstate.startswith(("XX", "57P")):
+            if sqlstate in ("no answer", "57014") or sqlstate.startswith(("XX", "57P")):
                 problems.append(f"{statement};\n-- {sqlstate}: {error}")
                 if connection.closed:
                     break

@@ -179,7 +179,11 @@ class Model:
             self.state.ledger[pipeline, batch] = Entry("claim", 1, fingerprint)
             return [Outcome(status=True)]
         # "II001 if the batch was claimed with another fingerprint, or was recorded by idem_merge"
-        if entry.operation != "claim" or None not in (fingerprint, entry.fingerprint) and fingerprint != entry.fingerprint:
+        if (
+            entry.operation != "claim"
+            or None not in (fingerprint, entry.fingerprint)
+            and fingerprint != entry.fingerprint
+        ):
             return [refused("II001")]
         return self.unless_deleted(Outcome(status=False))
 
@@ -259,12 +263,12 @@ class Model:
         return "reapply" if call.on_replay == "reapply" else "replay"
 
     def replay(self, call, batch, entry, merged):
-        # "Nothing to change: replayed, or II002 with on_replay => 'error'. Anything to change: II005"
-        if call.batch is None and self.classify(call, merged)[1]:
-            return [refused("II005")]
         outcome = Outcome(frozenset(), "replayed", batch, entry.revision, entry.counts, entry.fingerprint)
         if call.on_replay == "error":
             outcome = refused("II002")
+        if call.batch is None:
+            # "Nothing to change: replayed, or II002 with on_replay => 'error'. Anything to change: II005"
+            return [refused("II005") if self.classify(call, merged)[1] else outcome]
         # "into a target without any blocks, though the batch had written rows"
         counts = dict(zip(COUNTS, entry.counts))
         if counts["inserted"] or counts["updated"]:
@@ -275,7 +279,7 @@ class Model:
         return self.unless_deleted(outcome)
 
     def fingerprint(self, call, columns):
-        """ "the set of distinct rows [...] as staged": what the hash is made of """
+        """ "the set of distinct rows [...] as staged": what the hash is made of"""
         kinds = {column.name: column.kind for column in [*self.state.columns, self.extra]}
         return columns, frozenset(
             tuple(None if row[name] is None else kinds[name].staged_text[row[name]] for name in columns)
@@ -293,16 +297,15 @@ class Model:
         sqlstates = set()
         for operation, key, row in writes:
             # "Triggers and constraints see the rows that will be stored."
-            if row["ref"] == "3" and self.feature == "before trigger":
+            ref = row.get("ref")
+            if ref == "3" and self.feature == "before trigger":
                 counts["inserted" if operation == "INSERT" else "updated"] -= 1
                 counts["skipped"] += 1
                 continue
-            if row["ref"] == "3" and self.feature in ("check", "foreign key"):
+            if ref == "3" and self.feature in ("check", "foreign key"):
                 sqlstates.add(SQLSTATES[self.feature])
             if self.feature == "unique" and any(
-                row["ref"] is not None and row["ref"] == other["ref"]
-                for of, other in self.state.rows.items()
-                if of != key
+                ref is not None and ref == other["ref"] for of, other in self.state.rows.items() if of != key
             ):
                 sqlstates.add(SQLSTATES[self.feature])
             self.write(operation, key, row)

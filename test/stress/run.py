@@ -41,7 +41,9 @@ def run(name, seed, processes):
                 for i in range(processes)
             ]
             results = [job.result() if not job.exception() else (Counter(), failure(job.exception())) for job in jobs]
-        crashes = [line for line in cluster.read_log().splitlines() if " PANIC: " in line or "was terminated by signal" in line]
+        crashes = [
+            line for line in cluster.read_log().splitlines() if " PANIC: " in line or "was terminated by signal" in line
+        ]
     seen = sum((counter for counter, _ in results), Counter())
     problems = [problem for _, problem in results if problem] + crashes
     if size >= default:
