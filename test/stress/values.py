@@ -13,9 +13,10 @@ class Kind:
 
     good: SQL of staged values that fit the target, bad: of those that do not.
     as_key: usable in a unique index. native: usable in a key that the native engine serves.
+    image: SQL of a row for a value v that compares by its bytes as the image of v does.
     """
 
-    def __init__(self, target, staged, good, bad=(), as_key=False, native=False, collation=""):
+    def __init__(self, target, staged, good, bad=(), as_key=False, native=False, collation="", image="ROW(v)"):
         self.target = target
         self.staged = staged
         self.collation = f" COLLATE {collation}" if collation else ""
@@ -24,6 +25,7 @@ class Kind:
         self.bad = range(len(good), len(good) + len(bad))
         self.as_key = as_key
         self.native = native
+        self.image = image
         # By number of the literal: text as staged, and text or SQLSTATE as stored.
         self.staged_text = []
         self.stored = []
@@ -51,8 +53,8 @@ class Kind:
             connection.execute("INSERT INTO learn VALUES (-1, NULL)")
             order = "dense_rank() OVER (ORDER BY v)" if self.as_key else "NULL"
             for i, text, rank, image_rank in connection.execute(
-                f"SELECT i, v::text, {order}, dense_rank() OVER (ORDER BY ROW(v) USING OPERATOR(pg_catalog.*<))"
-                " FROM learn"
+                f"SELECT i, v::text, {order},"
+                f" dense_rank() OVER (ORDER BY {self.image} USING OPERATOR(pg_catalog.*<)) FROM learn"
             ):
                 self.rank[text] = rank
                 if self.image_rank.setdefault(text, image_rank) != image_rank:
@@ -117,8 +119,15 @@ KINDS = [
     Kind("interval", "interval", ["'1 day'", "'24 hours'", "'1 mon'", "'30 days'"], as_key=True),
     Kind("int4[]", "int4[]", ["'{}'", "'{1}'", "'[0:0]={1}'", "'{1,NULL}'", "'{{1},{2}}'"], as_key=True),
     Kind("numeric[]", "numeric[]", ["'{1.0}'", "'{1.00}'", "'{2}'"], as_key=True),
-    Kind("varchar(2)[]", "text[]", ["'{a}'", "'{a,b}'", "'{NULL}'"], ["'{abc}'"], as_key=True),
-    Kind("pair", "pair", ["'(1,1.0)'", "'(1,1.00)'", "'(2,)'", "'(,)'"], as_key=True),
+    Kind("varchar(2)[]", "text[]", ["'{a}'", "'{a,b}'", "'{NULL,a,b}'"], ["'{abc}'"], as_key=True),
+    # "Elements, bounds and columns are 0x00 for NULL"; PostgreSQL has NULL last.
+    Kind(
+        "pair",
+        "pair",
+        ["'(1,1.0)'", "'(1,1.00)'", "'(2,)'", "'(,)'"],
+        as_key=True,
+        image="ROW(v::text IS NULL, (v).i IS NOT NULL, (v).i, (v).n IS NOT NULL, (v).n)",
+    ),
     Kind("int4range", "int4range", ["'empty'", "'[1,3)'", "'[1,2]'", "'[2,)'"], as_key=True),
     Kind("jsonb", "jsonb", ["'{\"a\": 1}'", "'{\"a\": 1.0}'", "'[]'", "'null'"], as_key=True),
     Kind("inet", "inet", ["'10.0.0.1'", "'10.0.0.0/8'", "'::1'"], as_key=True),
