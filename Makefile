@@ -34,7 +34,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers \
 	$(if $(findstring clang,$(CC)),,-Wno-clobbered)
 
-.PHONY: all help setup demo test bench prove lint majors format dist deb
+.PHONY: all help setup demo test stress bench prove lint majors format dist deb
 
 all:
 
@@ -43,6 +43,7 @@ help:
 	@echo '  make demo           build, load sample data into a throw-away server, show what happened'
 	@echo '  make test           build, run all tests against throw-away servers'
 	@echo '                      (PG_MAJOR=17, SUITES="regress tap", REGRESS="ledger" narrow it down)'
+	@echo '  make stress         look for a counterexample to the guarantees for hours; test/stress/README.md'
 	@echo '  make bench          run the benchmark against a throw-away server'
 	@echo '  make lint           check the sources'
 	@echo '  make format         format the C code as pgindent does'
@@ -64,6 +65,14 @@ demo: setup
 	@bash test/demo.sh
 
 test: setup
+	@bash test/run.sh
+
+# make test runs some thousand histories; this is for a night.
+stress: export HISTORIES ?= 100000
+stress: export SCHEDULES ?= 20000
+stress: export CALLS ?= 500000
+stress: export SUITES = stress
+stress: setup
 	@bash test/run.sh
 
 bench: setup

@@ -146,6 +146,7 @@ CALL idem_run_jobs(-1);
 \set VERBOSITY default
 CREATE TEMP TABLE temp_staging (LIKE staging);
 SELECT idem_enqueue('temp_staging', 'target');
+SELECT idem_enqueue(0, 'target');
 BEGIN;
 CALL idem_run_jobs();
 ROLLBACK;

@@ -243,6 +243,11 @@ VACUUM FULL idem_ledger;
 UPDATE idem_ledger SET options = '{}' WHERE batch_id = 'c10017';
 CALL idem_maintain();
 
+-- retention so short that what was looked at is due again before the round ends
+SELECT idem_set_retention('t', '1 microsecond');
+CALL idem_maintain();
+SELECT idem_set_retention('t');
+
 --
 -- Rights and bad input
 --

@@ -90,6 +90,9 @@ idem_enqueue(PG_FUNCTION_ARGS)
 				 errhint("Allowed values: 1 to %d.", IDEM_MAX_ATTEMPTS)));
 	PreventCommandIfReadOnly("idem_enqueue()");
 	require_login(GetUserId());
+
+	/* All that can be checked now. */
+	idem_merge_explain(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &explanation);
 	if (get_rel_persistence(request.staging) == RELPERSISTENCE_TEMP)
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
@@ -97,9 +100,6 @@ idem_enqueue(PG_FUNCTION_ARGS)
 						get_rel_name(request.staging)),
 				 errdetail("Another process will run it, which cannot read temporary relations of this session."),
 				 errhint("Load the rows into a permanent or unlogged table.")));
-
-	/* All that can be checked now. */
-	idem_merge_explain(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &explanation);
 
 	open_queue(fcinfo, &queue);
 	for (int i = 0; i < IDEM_MERGE_ARGUMENTS; i++)

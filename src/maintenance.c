@@ -204,15 +204,16 @@ extend_sweep(const IdemLedger *ledger, const Basis *basis)
 }
 
 /*
- * Lock the row of a range that is due, and that nobody else is dealing with; the
- * newest first. False if there is none.
+ * Lock the row of a range that was due when the round began, and that nobody else
+ * is dealing with; the newest first. False if there is none.
  */
 static bool
-take_range(const IdemLedger *ledger, const Basis *basis, BlockNumber *first_block)
+take_range(const IdemLedger *ledger, const Basis *basis, TimestampTz began,
+		   BlockNumber *first_block)
 {
 	/* Each of them is served by the index, which "<>" would not be. */
 	static const char *const conditions[] = {
-		"basis = $1 AND due <= now()", "basis < $1", "basis > $1"
+		"basis = $1 AND due < $2", "basis < $1", "basis > $1"
 	};
 
 	for (int i = 0; i < lengthof(conditions); i++)
@@ -220,6 +221,7 @@ take_range(const IdemLedger *ledger, const Basis *basis, BlockNumber *first_bloc
 		IdemSpiArgs args = {0};
 
 		idem_spi_arg_text(&args, basis->hash);
+		idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(began), false);
 		if (run(ledger, psprintf("SELECT first_block FROM %%1$s.idem_sweep WHERE %s"
 								 " ORDER BY basis DESC, due DESC, first_block DESC LIMIT 1"
 								 " FOR UPDATE SKIP LOCKED",
@@ -370,11 +372,13 @@ remove_dropped(const IdemLedger *ledger, IdemMaintenanceCounts *counts)
 
 /*
  * Do one unit of work, and add to the counts. False if there is nothing more to
- * do for now. The caller begins and ends the transaction, which should be at
- * READ COMMITTED and do nothing else.
+ * do in the round that began at the given time: a round ends, though a range may
+ * be due again before the others were looked at. The caller begins and ends the
+ * transaction, which should be at READ COMMITTED and do nothing else.
  */
 bool
-idem_maintenance_step(const IdemLedger *ledger, IdemMaintenanceCounts *counts)
+idem_maintenance_step(const IdemLedger *ledger, TimestampTz began,
+					  IdemMaintenanceCounts *counts)
 {
 	IdemMaintenanceCounts before = *counts;
 	Basis		basis;
@@ -392,7 +396,7 @@ idem_maintenance_step(const IdemLedger *ledger, IdemMaintenanceCounts *counts)
 	idem_spi_connect();
 	look_at_basis(ledger, &basis);
 	extend_sweep(ledger, &basis);
-	more = take_range(ledger, &basis, &first_block);
+	more = take_range(ledger, &basis, began, &first_block);
 	if (more)
 	{
 		note_newest(ledger, first_block);

@@ -19,7 +19,8 @@ typedef struct IdemMaintenanceCounts
 	int64		deleted;		/* batches that are not known any more */
 } IdemMaintenanceCounts;
 
-extern bool idem_maintenance_step(const IdemLedger *ledger, IdemMaintenanceCounts *counts);
+extern bool idem_maintenance_step(const IdemLedger *ledger, TimestampTz began,
+								  IdemMaintenanceCounts *counts);
 extern void idem_maintenance_nap(void);
 extern void idem_maintenance_set_retention(const IdemLedger *ledger, Oid target,
 										   const char *pipeline, const Interval *retention,

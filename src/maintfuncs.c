@@ -35,6 +35,7 @@ Datum
 idem_maintain(PG_FUNCTION_ARGS)
 {
 	Oid			function = fcinfo->flinfo->fn_oid;
+	TimestampTz began = GetCurrentTimestamp();
 	IdemMaintenanceCounts counts = {0};
 	MemoryContext context;
 	TupleDesc	tupdesc;
@@ -59,7 +60,7 @@ idem_maintain(PG_FUNCTION_ARGS)
 		MemoryContext old_context = MemoryContextSwitchTo(context);
 
 		CHECK_FOR_INTERRUPTS();
-		more = idem_maintenance_step(idem_ledger_open(function), &counts);
+		more = idem_maintenance_step(idem_ledger_open(function), began, &counts);
 		MemoryContextSwitchTo(old_context);
 		MemoryContextReset(context);
 		idem_spi_commit();

@@ -214,16 +214,19 @@ clean_up(void)
 	} while (removed == EXPIRE_AT_ONCE);
 }
 
-/* Do one step of what CALL idem_maintain() does. False if there is no more to do. */
+/*
+ * Do one step of what CALL idem_maintain() does, in the round that began at the
+ * given time. False if there is no more to do.
+ */
 static bool
-maintain(void)
+maintain(TimestampTz began)
 {
 	IdemMaintenanceCounts counts = {0};
 	IdemQueue	queue;
 	bool		more;
 
 	begin(&queue, "maintaining the ledger");
-	more = idem_maintenance_step(idem_ledger_open_in(queue.schema_oid), &counts);
+	more = idem_maintenance_step(idem_ledger_open_in(queue.schema_oid), began, &counts);
 	commit();
 	return more;
 }
@@ -426,7 +429,7 @@ idem_worker_main(Datum arg)
 		/* Jobs do not wait for more than one step of it. */
 		if (has_maintenance)
 		{
-			has_maintenance = maintain();
+			has_maintenance = maintain(last_clean_up);
 			if (has_maintenance)
 				timeout = Min(timeout, idem_guc_maintenance_delay);
 		}

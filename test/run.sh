@@ -2,15 +2,16 @@
 # What "make test" runs: builds and installs, then runs the suites against
 # throw-away servers, and counts what really ran.
 #   PG_MAJOR=NN                         which PostgreSQL, of those installed
-#   SUITES="regress isolation regress-sql isolation-sql tap package dbt examples"
+#   SUITES="regress isolation regress-sql isolation-sql tap package dbt examples stress"
 #                                       "-sql": the same tests with the sql engine
 #   REGRESS, ISOLATION, PROVE_TESTS     only these tests
 #   PYTEST_ARGS="-k microbatch"         only these of the suites in Python
+#   STRESS                              only these parts of test/stress
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-suites=${SUITES:-regress isolation regress-sql isolation-sql tap package dbt examples}
+suites=${SUITES:-regress isolation regress-sql isolation-sql tap package dbt examples stress}
 engine=
 total_passed=0
 total_failed=0
@@ -162,6 +163,29 @@ examples_suite()
     IDEM_AIRFLOW=$airflow pytest_suite examples test/examples
 }
 
+# test/stress starts servers of its own, and prints a line for each part.
+stress_suite()
+{
+    local passed failed
+    bash test/setup.sh python3-psycopg python3-hypothesis
+    run stress
+    passed=$(count '^ok - ')
+    failed=$(count '^not ok - ')
+    if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+        failed=1
+    fi
+    record stress "$passed" "$failed" 0
+}
+
+# Debian's modules are those of Debian's Python.
+stress()
+{
+    # shellcheck disable=SC2086
+    (cd "$work/src" && as_postgres PG_CONFIG="$PG_CONFIG" SEED="${SEED:-}" PROCESSES="${PROCESSES:-}" \
+        HISTORIES="${HISTORIES:-}" SCHEDULES="${SCHEDULES:-}" CALLS="${CALLS:-}" \
+        /usr/bin/python3 -B test/stress/run.py ${STRESS:-})
+}
+
 major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
 [ -x "/usr/lib/postgresql/$major/bin/postgres" ] ||
     die "PostgreSQL $major is not installed: run PG_MAJOR=$major test/setup.sh"
@@ -184,6 +208,7 @@ for suite in $suites; do
         package) script_suite package bash test/package.sh ;;
         dbt) dbt_suite ;;
         examples) examples_suite ;;
+        stress) stress_suite ;;
         *) die "no such suite: $suite" ;;
     esac
 done

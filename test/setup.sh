@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs what building and testing need, where it is missing, on Debian and
-# Ubuntu. PG_MAJOR=NN asks for one PostgreSQL major.
+# Ubuntu. PG_MAJOR=NN asks for one PostgreSQL major, arguments for more packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
@@ -40,7 +40,7 @@ of_major()
 }
 
 major=$(pg_major) || major=
-packages="make gcc libc6-dev libxxhash-dev libipc-run-perl postgresql-common"
+packages="make gcc libc6-dev libxxhash-dev libipc-run-perl postgresql-common $*"
 needed="$packages ${major:+$(of_major "$major")}"
 # shellcheck disable=SC2086
 if [ -n "$major" ] && [ -z "$(missing $needed)" ]; then

@@ -1,0 +1,76 @@
+"""Runs the parts of the stress tests that are named, or all, against a throw-away server; see README.md.
+
+Prints "ok" or "not ok" for each part, what it has seen, and at the end a table. SEED repeats a run; PROCESSES is how
+many work at a time; the size of each part is a variable as well.
+"""
+
+import concurrent.futures
+import multiprocessing
+import os
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+
+import concurrency
+import fuzz
+import histories
+from cluster import Cluster
+
+# name: function, variable with the size, default size, what must have been seen in a run of that size
+PARTS = {
+    "histories": (histories.play_all, "HISTORIES", 3000, histories.EXPECTED),
+    "concurrency": (concurrency.play_all, "SCHEDULES", 300, concurrency.EXPECTED),
+    "fuzz": (fuzz.play_all, "CALLS", 20000, fuzz.EXPECTED),
+}
+
+
+def run(name, seed, processes):
+    """Returns the line of the table, and whether all was well."""
+    play_all, variable, default, expected = PARTS[name]
+    size = int(os.environ.get(variable) or default)
+    began = time.monotonic()
+    # Durability is not what is tested here, and costs time.
+    settings = {"fsync": "off", "autovacuum": "off", "track_commit_timestamp": "on"}
+    with Cluster(**settings) as cluster:
+        context = multiprocessing.get_context("fork")
+        with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
+            jobs = [
+                pool.submit(play_all, cluster, f"{name}{i}", seed * 1000 + i, (size + processes - 1) // processes)
+                for i in range(processes)
+            ]
+            results = [job.result() if not job.exception() else (Counter(), failure(job.exception())) for job in jobs]
+        crashes = [
+            line for line in cluster.read_log().splitlines() if " PANIC: " in line or "was terminated by signal" in line
+        ]
+    seen = sum((counter for counter, _ in results), Counter())
+    problems = [problem for _, problem in results if problem] + crashes
+    if size >= default:
+        problems += [f"never seen: {what}" for what in expected if not seen[what]]
+    for problem in problems:
+        print(problem)
+    print(f"# {name}: {', '.join(f'{what} {seen[what]}' for what in sorted(seen, key=str))}")
+    print(f"{'not ok' if problems else 'ok'} - {name}, {variable}={size} SEED={seed}", flush=True)
+    minutes, seconds = divmod(int(time.monotonic() - began), 60)
+    return f"{name:<14}{size:>9}{seed:>12}{len(problems):>10}{minutes:>7}:{seconds:02}", not problems
+
+
+def failure(error):
+    """Of the test itself, or a server that is gone."""
+    return "".join(traceback.format_exception(error))
+
+
+def main():
+    names = sys.argv[1:] or list(PARTS)
+    seed = int(os.environ.get("SEED") or random.randrange(1_000_000))
+    processes = int(os.environ.get("PROCESSES") or os.cpu_count())
+    lines = [run(name, seed, processes) for name in names]
+    print(f"{'part':<14}{'cases':>9}{'seed':>12}{'failures':>10}{'time':>10}")
+    for line, _ in lines:
+        print(line)
+    sys.exit(not all(fine for _, fine in lines))
+
+
+if __name__ == "__main__":
+    main()
