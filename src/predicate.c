@@ -45,19 +45,19 @@ parse(const char *predicate)
 {
 	RawStmt    *raw = linitial_node(RawStmt, raw_parser(predicate, RAW_PARSE_PLPGSQL_EXPR));
 	SelectStmt *select = castNode(SelectStmt, raw->stmt);
-	ResTarget  *result = list_length(select->targetList) == 1 ?
-	linitial_node(ResTarget, select->targetList) : NULL;
 
 	/* The grammar takes all that can follow SELECT, as PL/pgSQL does. */
-	if (result == NULL || result->name || select->distinctClause || select->fromClause ||
-		select->whereClause || select->groupClause || select->havingClause ||
-		select->windowClause || select->sortClause || select->limitOffset ||
-		select->limitCount || select->lockingClause)
+	if (list_length(select->targetList) != 1 ||
+		linitial_node(ResTarget, select->targetList)->name ||
+		select->distinctClause || select->fromClause || select->whereClause ||
+		select->groupClause || select->havingClause || select->windowClause ||
+		select->sortClause || select->limitOffset || select->limitCount ||
+		select->lockingClause)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("\"target_predicate\" must be one expression"),
 				 errhint("Write it as what could follow WHERE, for example \"day >= date '2026-11-01'\".")));
-	return result->val;
+	return linitial_node(ResTarget, select->targetList)->val;
 }
 
 /*
