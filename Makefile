@@ -12,7 +12,8 @@ OBJS       = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 # never added, is found by test/lint.sh instead of being passed over.
 REGRESS = merge_basic merge_versions merge_dedupe merge_types merge_targets merge_noop \
 	merge_noop_wal merge_citext merge_icu merge_foreign merge_xml \
-	merge_large merge_errors engines ledger fingerprint privileges quoting retention oldextversions jobs
+	merge_large merge_errors engines ledger fingerprint privileges quoting retention oldextversions jobs \
+	target_predicate
 
 ISOLATION = same_batch same_batch_other_content derived_id claim reapply forget \
 	overlap unversioned_turns overtaken versioned_parallel version_guard \
@@ -33,7 +34,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers \
 	$(if $(findstring clang,$(CC)),,-Wno-clobbered)
 
-.PHONY: all help setup demo test stress bench prove lint majors format
+.PHONY: all help setup demo test stress bench prove lint majors format dist deb
 
 all:
 
@@ -47,12 +48,14 @@ help:
 	@echo '  make lint           check the sources'
 	@echo '  make format         format the C code as pgindent does'
 	@echo '  make majors         test on the other PostgreSQL majors, in chroots'
+	@echo '  make deb            build Debian packages for the majors that are installed, in ..'
 	@echo 'Anywhere, with PG_CONFIG=/path/to/pg_config if it is not in the PATH:'
 	@echo '  make                build'
 	@echo '  make install        install into that PostgreSQL'
 	@echo '  make installcheck   regression and isolation tests against the running server'
 	@echo '  make prove          TAP tests (they start their own servers; needs IPC::Run)'
 	@echo '  make clean          remove what was built'
+	@echo '  make dist           the zip file for PGXN, of the last commit'
 
 # These must work where PostgreSQL is not installed yet.
 setup:
@@ -83,6 +86,17 @@ majors:
 
 format: setup
 	@bash test/indent.sh
+
+# As PGXN wants it: one directory with the version in its name.
+DISTNAME = $(EXTENSION)-$(EXTVERSION)
+
+dist:
+	git archive --format=zip --prefix=$(DISTNAME)/ -o $(DISTNAME).zip HEAD
+
+# debian/control lists the packages, one for each major.
+deb:
+	PG_SUPPORTED_VERSIONS="$${PG_SUPPORTED_VERSIONS:-installed}" PG_UPDATECONTROL=yes \
+		dpkg-buildpackage --build=binary --unsigned-changes
 
 # What a variable holds, for the scripts: make -s print-REGRESS
 print-%:

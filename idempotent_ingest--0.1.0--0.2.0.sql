@@ -36,17 +36,21 @@ WHERE CASE WHEN l.target::pg_catalog.oid OPERATOR(pg_catalog.=) 0
 COMMENT ON COLUMN @extschema@.idem_batches.expired IS 'true: the batch is known still, but its details are not';
 
 --
--- Merging: the result has one more column
+-- Merging: one more argument, and one more column in the result
 --
--- What users have granted and revoked shall hold for the new function. In an
+-- What users have granted and revoked shall hold for the new functions. In an
 -- extension's script it would count as what the extension itself grants, and
 -- would not be dumped any more; that record is removed.
-SELECT pg_catalog.set_config('idem_update.rights', p.proacl::pg_catalog.text, true),
-       pg_catalog.set_config('idem_update.owner', p.proowner::pg_catalog.text, true)
+SELECT pg_catalog.set_config('idem_update.' OPERATOR(pg_catalog.||) p.proname OPERATOR(pg_catalog.||) '_rights',
+                             p.proacl::pg_catalog.text, true),
+       pg_catalog.set_config('idem_update.' OPERATOR(pg_catalog.||) p.proname OPERATOR(pg_catalog.||) '_owner',
+                             p.proowner::pg_catalog.text, true)
 FROM pg_catalog.pg_proc p
-WHERE p.oid OPERATOR(pg_catalog.=) '@extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb)'::pg_catalog.regprocedure;
+WHERE p.oid OPERATOR(pg_catalog.=) '@extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb)'::pg_catalog.regprocedure
+   OR p.oid OPERATOR(pg_catalog.=) '@extschema@.idem_explain(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb)'::pg_catalog.regprocedure;
 
 DROP FUNCTION @extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb);
+DROP FUNCTION @extschema@.idem_explain(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb);
 
 CREATE FUNCTION @extschema@.idem_merge(
     staging          regclass,
@@ -68,6 +72,7 @@ CREATE FUNCTION @extschema@.idem_merge(
     exclusive        boolean DEFAULT false,
     dry_run          boolean DEFAULT false,
     metadata         jsonb   DEFAULT NULL,
+    target_predicate text    DEFAULT NULL,
     OUT status         text,
     OUT summary        text,
     OUT batch_id       text,
@@ -90,7 +95,7 @@ CREATE FUNCTION @extschema@.idem_merge(
 AS 'MODULE_PATHNAME', 'idem_merge_0_2'
 LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 10000;
 
-COMMENT ON FUNCTION @extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb) IS
+COMMENT ON FUNCTION @extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb, text) IS
 $comment$Brings target up to date from staging and records the batch in the ledger, in the same transaction. A call for a batch that the ledger already has returns the recorded result and writes nothing. Call it as: SELECT * FROM idem_merge(...).
 staging: table, view, materialized view or foreign table with the incoming rows; columns pair with the target's by name.
 target: table to be brought up to date.
@@ -111,43 +116,79 @@ nowait: true: 55P03 instead of waiting for the same batch in another session; de
 exclusive: true: an ACCESS EXCLUSIVE lock on the target is allowed, which only its owner may have: an empty target is filled before its indexes are built; default false.
 dry_run: true: exact counts, nothing written or claimed, and no lock but ACCESS SHARE; works on a standby; default false.
 metadata: kept in the ledger, for example a file name or offsets. Default NULL.
+target_predicate: condition on columns of target that nearly all of its rows with a key of this batch meet, for example "day >= date '2026-11-01'". The rest of target is not scanned: a staged row that finds nothing where the condition holds is looked up by its key, so that the result is the same without it. Default NULL: none.
 Returns one row: status (applied, replayed, reapplied, dry_run), a summary for logs, and the counts: rows_staged is the sum of the others. expired is true if the batch is known, but its details are not any more: then the counts are NULL.
 Errors: 21000 duplicate keys, 23502 NULL key, 42P10 no unique index on the key, 42703 columns differ, II001 mismatch, II002 already applied, II003 stale row, II004 replay into a target that lost the batch, II005 derived id seen before but not in the target any more; and whatever the equivalent INSERT would raise.$comment$;
 
+CREATE FUNCTION @extschema@.idem_explain(
+    staging          regclass,
+    target           regclass,
+    key_cols         text[]  DEFAULT NULL,
+    batch_id         text    DEFAULT NULL,
+    pipeline         text    DEFAULT '',
+    version_cols     text[]  DEFAULT NULL,
+    audit_cols       text[]  DEFAULT NULL,
+    update_cols      text[]  DEFAULT NULL,
+    exclude_cols     text[]  DEFAULT NULL,
+    mode             text    DEFAULT 'upsert',
+    on_duplicate     text    DEFAULT NULL,
+    on_stale         text    DEFAULT 'skip',
+    on_schema_change text    DEFAULT 'error',
+    on_replay        text    DEFAULT 'skip',
+    on_mismatch      text    DEFAULT 'error',
+    nowait           boolean DEFAULT false,
+    exclusive        boolean DEFAULT false,
+    dry_run          boolean DEFAULT false,
+    metadata         jsonb   DEFAULT NULL,
+    target_predicate text    DEFAULT NULL,
+    OUT engine       text,
+    OUT reason       text,
+    OUT locks        text,
+    OUT statement    text)
+AS 'MODULE_PATHNAME', 'idem_explain_0_2'
+LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1000;
+
+COMMENT ON FUNCTION @extschema@.idem_explain(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb, text) IS
+$comment$What idem_merge() would do with the same arguments: the engine and why, the locks in the order in which they are taken, and the SQL statement. Nothing is read from staging or target and nothing is written. $1 in the statement stands for the running merge; the statement is to be read, not to be run by hand.$comment$;
+
 DO $restore$
 DECLARE
-    merge CONSTANT pg_catalog.regprocedure := '@extschema@.idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb)'::pg_catalog.regprocedure;
-    -- NULL, the default, is the empty string here
-    rights CONSTANT pg_catalog.text := pg_catalog.current_setting('idem_update.rights');
-    owner CONSTANT pg_catalog.text := pg_catalog.current_setting('idem_update.owner');
+    name pg_catalog.text;
+    function pg_catalog.regprocedure;
+    rights pg_catalog.text;
+    owner pg_catalog.text;
     item record;
 BEGIN
-    IF rights OPERATOR(pg_catalog.=) '' THEN
-        RETURN;
-    END IF;
-    EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', merge);
-    EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM %I', merge, pg_catalog.pg_get_userbyid(owner::pg_catalog.oid));
-    -- Whoever had passed a right on, the owner does it now.
-    FOR item IN
-        SELECT a.grantee, pg_catalog.bool_or(a.is_grantable) AS grantable
-        FROM pg_catalog.aclexplode(rights::pg_catalog.aclitem[]) a
-        GROUP BY a.grantee
-    LOOP
-        EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s%s', merge,
-            CASE WHEN item.grantee OPERATOR(pg_catalog.=) 0 THEN 'PUBLIC'
-                 ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(item.grantee)) END,
-            CASE WHEN item.grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+    FOREACH name IN ARRAY '{idem_merge,idem_explain}'::pg_catalog.text[] LOOP
+        function := pg_catalog.format('@extschema@.%s(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb, text)', name);
+        -- NULL, the default, is the empty string here
+        rights := pg_catalog.current_setting(pg_catalog.format('idem_update.%s_rights', name));
+        owner := pg_catalog.current_setting(pg_catalog.format('idem_update.%s_owner', name));
+        CONTINUE WHEN rights OPERATOR(pg_catalog.=) '';
+        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', function);
+        EXECUTE pg_catalog.format('REVOKE ALL ON FUNCTION %s FROM %I', function, pg_catalog.pg_get_userbyid(owner::pg_catalog.oid));
+        -- Whoever had passed a right on, the owner does it now.
+        FOR item IN
+            SELECT a.grantee, pg_catalog.bool_or(a.is_grantable) AS grantable
+            FROM pg_catalog.aclexplode(rights::pg_catalog.aclitem[]) a
+            GROUP BY a.grantee
+        LOOP
+            EXECUTE pg_catalog.format('GRANT EXECUTE ON FUNCTION %s TO %s%s', function,
+                CASE WHEN item.grantee OPERATOR(pg_catalog.=) 0 THEN 'PUBLIC'
+                     ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(item.grantee)) END,
+                CASE WHEN item.grantable THEN ' WITH GRANT OPTION' ELSE '' END);
+        END LOOP;
+        DELETE FROM pg_catalog.pg_init_privs i
+        WHERE i.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+          AND i.objoid OPERATOR(pg_catalog.=) function::pg_catalog.oid;
+        -- From PostgreSQL 17 on, roles are kept from being dropped by it, too.
+        DELETE FROM pg_catalog.pg_shdepend d
+        WHERE d.dbid OPERATOR(pg_catalog.=) (SELECT b.oid FROM pg_catalog.pg_database b
+                                             WHERE b.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
+          AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
+          AND d.objid OPERATOR(pg_catalog.=) function::pg_catalog.oid
+          AND d.deptype OPERATOR(pg_catalog.=) 'i';
     END LOOP;
-    DELETE FROM pg_catalog.pg_init_privs i
-    WHERE i.classoid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-      AND i.objoid OPERATOR(pg_catalog.=) merge::pg_catalog.oid;
-    -- From PostgreSQL 17 on, roles are kept from being dropped by it, too.
-    DELETE FROM pg_catalog.pg_shdepend d
-    WHERE d.dbid OPERATOR(pg_catalog.=) (SELECT b.oid FROM pg_catalog.pg_database b
-                                         WHERE b.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())
-      AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass
-      AND d.objid OPERATOR(pg_catalog.=) merge::pg_catalog.oid
-      AND d.deptype OPERATOR(pg_catalog.=) 'i';
 END $restore$;
 
 --
@@ -452,6 +493,7 @@ CREATE TABLE @extschema@.idem_job (
     exclusive        boolean NOT NULL,
     dry_run          boolean NOT NULL,
     metadata         jsonb,
+    target_predicate text,
     CONSTRAINT idem_job_status_check CHECK (status OPERATOR(pg_catalog.=) 'queued' OR status OPERATOR(pg_catalog.=) 'running' OR status OPERATOR(pg_catalog.=) 'succeeded' OR status OPERATOR(pg_catalog.=) 'failed' OR status OPERATOR(pg_catalog.=) 'cancelled')
 ) WITH (fillfactor = 80);
 
@@ -477,7 +519,25 @@ COMMENT ON COLUMN @extschema@.idem_job.message IS 'primary message of that error
 COMMENT ON COLUMN @extschema@.idem_job.result IS 'row that idem_merge() has returned';
 COMMENT ON COLUMN @extschema@.idem_job.staging_type IS 'row type of staging, which tells it from a later relation with the same OID';
 COMMENT ON COLUMN @extschema@.idem_job.target_type IS 'row type of the target, likewise';
-COMMENT ON COLUMN @extschema@.idem_job.staging IS 'argument of idem_merge(), as all the columns that follow';
+COMMENT ON COLUMN @extschema@.idem_job.staging IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.target IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.key_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.batch_id IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.pipeline IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.version_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.audit_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.update_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.exclude_cols IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.mode IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_duplicate IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_stale IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_schema_change IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_replay IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.on_mismatch IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.nowait IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.exclusive IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.dry_run IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.metadata IS 'argument of idem_merge()';
 COMMENT ON INDEX @extschema@.idem_job_waiting_idx IS 'finds the next job to be run, and those that are running';
 
 REVOKE ALL ON @extschema@.idem_job FROM PUBLIC;
@@ -548,6 +608,7 @@ CREATE FUNCTION @extschema@.idem_enqueue(
     exclusive        boolean DEFAULT false,
     dry_run          boolean DEFAULT false,
     metadata         jsonb   DEFAULT NULL,
+    target_predicate text    DEFAULT NULL,
     run_at           timestamptz DEFAULT pg_catalog.now(),
     max_attempts     integer DEFAULT 5,
     priority         integer DEFAULT 0)
@@ -555,9 +616,9 @@ RETURNS bigint
 AS 'MODULE_PATHNAME', 'idem_enqueue'
 LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1000;
 
-COMMENT ON FUNCTION @extschema@.idem_enqueue(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb, timestamptz, integer, integer) IS
+COMMENT ON FUNCTION @extschema@.idem_enqueue(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb, text, timestamptz, integer, integer) IS
 $comment$Has a merge run later, in a process that is connected as the current role, and returns the number of the job. Checks now what idem_merge() would check; rights are checked again when the job is run.
-staging to metadata: the arguments of idem_merge(). Staging must not be a temporary table, and must stay as it is until the job has ended.
+staging to target_predicate: the arguments of idem_merge(). Staging must not be a temporary table, and must stay as it is until the job has ended.
 run_at: not before that; default now.
 max_attempts: attempts that may fail before the job has failed, 1 to 1000; default 5. Only errors that may pass are attempted again.
 priority: of the jobs that are due, those of higher priority are run first; default 0.

@@ -38,7 +38,7 @@ SELECT role = current_user::regrole AS own, status, staging, target, batch_id, p
 FROM idem_jobs WHERE batch_id = 'b1';
 CALL idem_run_jobs();
 SELECT * FROM status('b1');
-SELECT result - '{elapsed,applied_at,fingerprint}'::text[] FROM idem_wait(job('b1'));
+SELECT result - '{elapsed,applied_at,fingerprint,engine}'::text[] FROM idem_wait(job('b1'));
 SELECT started_at <= finished_at AND enqueued_at <= started_at AS in_order FROM idem_jobs WHERE batch_id = 'b1';
 TABLE target ORDER BY id;
 CALL idem_run_jobs();
@@ -66,7 +66,7 @@ SELECT key_cols, batch_id, pipeline, version_cols, audit_cols, update_cols, excl
 FROM idem_job WHERE batch_id = 'wide' \gx
 CALL idem_run_jobs();
 SELECT * FROM status('wide');
-SELECT options, metadata FROM idem_batches WHERE batch_id = 'wide';
+SELECT options, metadata FROM idem_batches WHERE batch_id = 'wide' AND target = 'wide_target'::regclass;
 
 -- the order: priority, then time; and not before run_at
 SELECT idem_enqueue('staging', 'target', '{id}', batch, dry_run => true, run_at => now() - age::interval, priority => priority) IS NOT NULL AS enqueued

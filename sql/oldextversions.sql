@@ -43,7 +43,10 @@ CREATE FUNCTION catalog() RETURNS SETOF text LANGUAGE sql AS $$
     UNION ALL
     SELECT concat_ws(' ', name, 'column', a.attnum, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
                      a.attcollation::regcollation, a.attstorage, a.attcompression, a.attstattarget, a.attidentity,
-                     a.attgenerated, a.attacl, a.attoptions, pg_get_expr(f.adbin, f.adrelid),
+                     a.attgenerated, a.attacl,
+                     -- later minor versions number the relations here
+                     (SELECT array_agg(o) FROM unnest(a.attoptions) AS o WHERE o NOT LIKE 'pg_attver=%'),
+                     pg_get_expr(f.adbin, f.adrelid),
                      'comment:', col_description(r.oid, a.attnum))
     FROM relation r JOIN pg_attribute a ON a.attrelid = r.oid AND a.attnum > 0
     LEFT JOIN pg_attrdef f ON (f.adrelid, f.adnum) = (a.attrelid, a.attnum)
@@ -76,6 +79,7 @@ CREATE EXTENSION idempotent_ingest SCHEMA public VERSION '0.1.0';
 CREATE TABLE version_0_1_0 AS SELECT catalog() AS line;
 GRANT EXECUTE ON FUNCTION idem_merge TO regress_idem_loader WITH GRANT OPTION;
 REVOKE EXECUTE ON FUNCTION idem_merge FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION idem_explain FROM PUBLIC;
 
 SELECT count(*) > 0 AS has_a_catalog FROM version_0_1_0;
 CREATE TABLE first_result AS SELECT * FROM idem_merge('s', 't', '{k}', 'b1', metadata => '{"file": "a"}');
@@ -110,12 +114,12 @@ INSERT INTO s VALUES (3, 'three');
 SELECT summary FROM idem_merge('s', 't', '{k}', 'b2');
 
 -- rights that users gave or took away are as they were
-SELECT has_function_privilege('regress_idem_loader', f, 'EXECUTE WITH GRANT OPTION') AS loader,
+SELECT f::regproc, has_function_privilege('regress_idem_loader', f, 'EXECUTE WITH GRANT OPTION') AS loader,
        has_function_privilege('public', f, 'EXECUTE') AS public,
        (SELECT p.proacl IS NOT DISTINCT FROM i.initprivs FROM pg_proc p LEFT JOIN pg_init_privs i
             ON i.objoid = p.oid AND i.classoid = 'pg_proc'::regclass WHERE p.oid = f) AS initial
-FROM CAST('idem_merge'::regproc AS oid) AS f;
-GRANT EXECUTE ON FUNCTION idem_merge TO PUBLIC;
+FROM unnest('{idem_merge,idem_explain}'::regproc[]::oid[]) AS f;
+GRANT EXECUTE ON FUNCTION idem_merge, idem_explain TO PUBLIC;
 REVOKE ALL ON FUNCTION idem_merge FROM regress_idem_loader;
 
 --

@@ -313,6 +313,12 @@ SELECT idem_forget('t', 'c');
 SELECT target, batch_id, revision FROM idem_batches ORDER BY batch_id;
 SELECT * FROM t ORDER BY k;
 SELECT position('"We ird.Schéma".idem_row_staged(' IN statement) > 0 AS qualified FROM idem_explain('s', 't', on_duplicate => 'any');
+-- where long lines are folded, for a terminal, names stay whole
+CREATE TABLE wide (k int PRIMARY KEY, "long, long, 1" text, "long, long, 2" text, "long, long, 3" text, "long, long, 4" text, "long, long, 5" text);
+CREATE TABLE wide_staged (LIKE wide);
+SELECT count(*) > 30 AS folded, max(length(line)) <= 100 AS narrow,
+       bool_and(length(replace(line, '"', '')) % 2 = length(line) % 2) AS whole
+FROM idem_explain('wide_staged', 'wide'), regexp_split_to_table(statement, '\n') AS line;
 -- dropped and created elsewhere in one session: plans that name the old schema are not used
 DROP EXTENSION idempotent_ingest;
 CREATE EXTENSION idempotent_ingest SCHEMA public;

@@ -234,7 +234,9 @@ INSERT INTO idem_ledger (target, target_type, pipeline, batch_id, operation, app
 SELECT 't', 't'::regtype, '', 'c' || i, 'claim', now(), current_user, pg_current_xact_id() FROM generate_series(10001, 30000) i;
 UPDATE idem_ledger SET applied_at = applied_at - interval '91 days' WHERE batch_id <> 'c30000';
 CALL idem_maintain();
-SELECT count(*) > 1 AS several, bool_and(due BETWEEN now() + interval '80 days' AND now() + interval '91 days') AS due FROM idem_sweep;
+-- those that the ledger has grown by meanwhile are looked at in a day
+SELECT count(*) FILTER (WHERE due BETWEEN now() + interval '80 days' AND now() + interval '91 days') > 1 AS several,
+       bool_and(due > now() + interval '23 hours') AS later FROM idem_sweep;
 SELECT expired, count(*) FROM idem_batches GROUP BY expired ORDER BY expired;
 -- a ledger that was written anew is looked at again
 VACUUM FULL idem_ledger;

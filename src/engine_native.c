@@ -6,7 +6,8 @@
  * The batch is read into a table of keys (native_batch.c). Stored rows are found
  * by one pass over the target, or for a small batch by index probes, or not
  * looked for where all staged keys are above the largest stored one. What is to
- * be written is sorted by key and handed to native_write.c.
+ * be written is sorted by key and handed to native_write.c; where stored rows are
+ * looked up in the order of the key, each is written while its pages are at hand.
  *
  * All of it happens under one snapshot, as in a statement, and in a
  * subtransaction, which is undone where a statement would have to wait for
@@ -97,7 +98,9 @@ typedef struct NativeRun
 	uint64		matched;		/* rows of the batch that a pass has found */
 	bool		stale_error;
 	bool		fills;			/* an empty target, which is ours alone */
-	IdemChanges *changes;		/* what is to be written */
+	IdemChanges *changes;		/* what is to be written, if it has to be
+								 * sorted first */
+	IdemWriter *writer;			/* NULL: there was nothing to write yet */
 } NativeRun;
 
 static WatchedTarget watched[MAX_WATCHED];
@@ -141,7 +144,9 @@ idem_engine_native_refusal(const IdemMergeInfo *info)
 	List	   *indexes = RelationGetIndexList(target);
 	ListCell   *lc;
 
-	if (info->target_kind != RELKIND_RELATION)
+	if (info->target_predicate)
+		refusal = "target_predicate is given";
+	else if (info->target_kind != RELKIND_RELATION)
 		refusal = "the target is partitioned";
 	else if (target->rd_rel->relhassubclass)
 		refusal = "the target has child tables";
@@ -292,6 +297,47 @@ count_same(NativeRun *run)
 		run->counts->unchanged++;
 }
 
+/* Report how many rows are known not to be written. */
+static void
+note_unwritten(const NativeRun *run)
+{
+	const IdemCounts *counts = run->counts;
+
+	pgstat_progress_update_param(PROGRESS_COPY_TUPLES_EXCLUDED,
+								 counts->duplicate + counts->unchanged + counts->stale +
+								 counts->skipped);
+}
+
+/* Insert a row that was fetched, or replace the one at tid. Notes contention. */
+static void
+write_row(NativeRun *run, IdemRow *row, IdemRowRef ref, ItemPointer tid)
+{
+	bool		done;
+
+	if (run->writer == NULL)
+		run->writer = idem_writer_begin(run->info, run->target, run->snapshot, run->fills);
+	if (tid == NULL && ref != 0 && idem_store_is_whole(run->store, row))
+		done = idem_writer_insert_whole(run->writer, &row->tuple);
+	else
+	{
+		if (ref != 0)
+			idem_store_deform(run->store, row);
+		done = tid == NULL ? idem_writer_insert(run->writer, row->values, row->nulls) :
+			idem_writer_update(run->writer, tid, row->values, row->nulls);
+	}
+	run->contention = !done;
+}
+
+/* The staged row at hand is to be written, at once or later. */
+static void
+change(NativeRun *run, IdemRowRef ref, ItemPointer tid)
+{
+	if (run->changes)
+		idem_changes_add(run->changes, run->staged, ref, tid);
+	else
+		write_row(run, run->staged, ref, tid);
+}
+
 /* The staged row at hand has a stored one: decide what becomes of it. */
 static void
 classify_pair(NativeRun *run, IdemRowRef ref, TupleTableSlot *slot)
@@ -328,7 +374,7 @@ classify_pair(NativeRun *run, IdemRowRef ref, TupleTableSlot *slot)
 			break;
 		case IDEM_ROW_CHANGED:
 			run->counts->updated++;
-			idem_changes_add(run->changes, run->staged, ref, &slot->tts_tid);
+			change(run, ref, &slot->tts_tid);
 			break;
 	}
 }
@@ -342,7 +388,7 @@ classify_unmatched(NativeRun *run, IdemRowRef ref)
 	else
 	{
 		run->counts->inserted++;
-		idem_changes_add(run->changes, run->staged, ref, NULL);
+		change(run, ref, NULL);
 	}
 }
 
@@ -566,15 +612,16 @@ advance(NativeRun *run, IndexReader *reader)
 static void
 probe_target(NativeRun *run)
 {
-	IdemChanges *all = idem_changes_begin(run->info, run->store, false);
+	IdemChanges *all = idem_changes_begin(run->info, run->store);
 	IndexReader reader;
 	IdemRowRef	ref;
 	ItemPointerData tid;
+	int64		rows = 0;
 
 	(void) list_unmatched(run, all);
 	idem_changes_sort(all);
 	begin_reader(run, &reader, true);
-	while (idem_changes_next(all, &run->staged, &ref, &tid))
+	while (!run->contention && idem_changes_next(all, &run->staged, &ref, &tid))
 	{
 		CHECK_FOR_INTERRUPTS();
 		idem_store_deform(run->store, run->staged);
@@ -583,6 +630,8 @@ probe_target(NativeRun *run)
 			classify_pair(run, ref, reader.stored);
 		else
 			classify_unmatched(run, ref);
+		if (IDEM_PROGRESS_IS_DUE(++rows))
+			note_unwritten(run);
 	}
 	end_reader(&reader);
 	idem_changes_end(all);
@@ -597,9 +646,10 @@ merge_sorted(NativeRun *run, bool probes)
 {
 	IndexReader reader;
 	IdemRow    *row;
+	int64		rows = 0;
 
 	begin_reader(run, &reader, probes);
-	while ((row = idem_batch_next_sorted(run->batch)) != NULL)
+	while (!run->contention && (row = idem_batch_next_sorted(run->batch)) != NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
 		run->staged = row;
@@ -609,6 +659,8 @@ merge_sorted(NativeRun *run, bool probes)
 			classify_pair(run, 0, reader.stored);
 		else
 			classify_unmatched(run, 0);
+		if (IDEM_PROGRESS_IS_DUE(++rows))
+			note_unwritten(run);
 	}
 	end_reader(&reader);
 }
@@ -650,73 +702,48 @@ probes_are_cheaper(const NativeRun *run)
 	return idem_batch_size(run->batch) * PROBE_COST < tuples;
 }
 
-/* Find the stored rows, and what is to be written. */
+/*
+ * Find the stored rows, and what is to be written; where that comes in the order
+ * of the key, write it.
+ */
 static void
 classify(NativeRun *run)
 {
-	bool		sorted = idem_batch_is_sorted(run->batch);
-
-	run->changes = idem_changes_begin(run->info, run->store, sorted);
-	if (sorted)
-	{
+	if (idem_batch_is_sorted(run->batch))
 		merge_sorted(run, probes_are_cheaper(run));
-		return;
-	}
-	if (run->fills)
-	{
+	else if (run->fills)
 		run->counts->inserted = idem_batch_size(run->batch);
-		return;
+	else if (idem_batch_is_above_bound(run->batch) || !probes_are_cheaper(run))
+	{
+		run->changes = idem_changes_begin(run->info, run->store);
+		if (idem_batch_is_above_bound(run->batch))
+			classify_rest(run);
+		else
+			scan_target(run);
 	}
-	if (idem_batch_is_above_bound(run->batch))
-		classify_rest(run);
-	else if (probes_are_cheaper(run))
-		probe_target(run);
 	else
-		scan_target(run);
+		probe_target(run);
 }
 
-/* Insert a row that was fetched. False on contention. */
-static bool
-insert_row(NativeRun *run, IdemWriter *writer, IdemRow *row)
-{
-	if (!row->deformed && idem_store_is_whole(run->store, row))
-		return idem_writer_insert_whole(writer, &row->tuple);
-	idem_store_deform(run->store, row);
-	return idem_writer_insert(writer, row->values, row->nulls);
-}
-
-/* Write what has changed, in the order of the key. False on contention. */
-static bool
-write_changed(NativeRun *run, IdemWriter *writer)
+/* Write what has changed, in the order of the key. */
+static void
+write_changed(NativeRun *run)
 {
 	IdemRow    *row;
 	IdemRowRef	ref;
 	ItemPointerData tid;
 
 	idem_changes_sort(run->changes);
-	while (idem_changes_next(run->changes, &row, &ref, &tid))
-	{
-		bool		done;
-
-		if (!ItemPointerIsValid(&tid))
-			done = insert_row(run, writer, row);
-		else
-		{
-			idem_store_deform(run->store, row);
-			done = idem_writer_update(writer, &tid, row->values, row->nulls);
-		}
-		if (!done)
-			return false;
-	}
-	return true;
+	while (!run->contention && idem_changes_next(run->changes, &row, &ref, &tid))
+		write_row(run, row, ref, ItemPointerIsValid(&tid) ? &tid : NULL);
 }
 
 /*
  * Write all rows of a batch in memory, into a target that is empty, in the order
  * in which they are read fastest: the indexes come later.
  */
-static bool
-write_all(NativeRun *run, IdemWriter *writer)
+static void
+write_all(NativeRun *run)
 {
 	IdemRowRef *refs = idem_batch_refs(run->batch);
 	uint64		total = idem_batch_size(run->batch);
@@ -725,35 +752,32 @@ write_all(NativeRun *run, IdemWriter *writer)
 	{
 		int			count = Min(IDEM_LOOK_AHEAD, total - start);
 
-		for (int i = 0; i < count; i++)
+		for (int i = 0; i < count && !run->contention; i++)
 		{
 			idem_store_prefetch(run->store, refs + start, count, i);
 			idem_store_fetch(run->store, refs[start + i], run->staged);
-			if (!insert_row(run, writer, run->staged))
-				return false;
+			write_row(run, run->staged, refs[start + i], NULL);
 		}
 	}
 	pfree(refs);
-	return true;
 }
 
-/* Write what is to be written. False on contention. */
-static bool
-write_changes(NativeRun *run)
+/* Write what has not been written yet. */
+static void
+write_rest(NativeRun *run)
 {
-	IdemWriter *writer;
-	bool		done;
-
-	if (run->counts->inserted + run->counts->updated == 0 && run->target->trigdesc == NULL)
-		return true;
-	writer = idem_writer_begin(run->info, run->target, run->snapshot, run->fills);
-	done = run->fills && !idem_batch_is_sorted(run->batch) ?
-		write_all(run, writer) : write_changed(run, writer);
-	done = done && idem_writer_flush(writer);
-	if (done)
-		idem_writer_finish(writer);
-	idem_writer_free(writer);
-	return done;
+	if (run->changes)
+		write_changed(run);
+	else if (run->fills && !idem_batch_is_sorted(run->batch))
+		write_all(run);
+	/* Statement triggers fire for nothing, too. */
+	if (run->writer == NULL && run->target->trigdesc)
+		run->writer = idem_writer_begin(run->info, run->target, run->snapshot, run->fills);
+	if (run->writer == NULL)
+		return;
+	run->contention = run->contention || !idem_writer_flush(run->writer);
+	if (!run->contention)
+		idem_writer_finish(run->writer);
 }
 
 /* Prepare what the passes over the batch share. */
@@ -788,15 +812,14 @@ begin_progress(const NativeRun *run)
 	pgstat_progress_update_param(PROGRESS_COPY_BYTES_TOTAL, idem_store_bytes(run->store));
 }
 
-/* All of staging has been read, and it is known which rows are not written. */
+/* All of staging has been read. */
 static void
-note_classified(const NativeRun *run)
+note_read(const NativeRun *run)
 {
-	static const int params[] = {PROGRESS_COPY_BYTES_PROCESSED, PROGRESS_COPY_TUPLES_EXCLUDED,
-	IDEM_PROGRESS_ROWS_READ, IDEM_PROGRESS_ROWS_TOTAL};
-	int64		values[] = {idem_store_bytes(run->store),
-		run->counts->staged - run->counts->inserted - run->counts->updated,
-	run->counts->staged, run->counts->staged};
+	static const int params[] = {PROGRESS_COPY_BYTES_PROCESSED, IDEM_PROGRESS_ROWS_READ,
+	IDEM_PROGRESS_ROWS_TOTAL};
+	int64		values[] = {idem_store_bytes(run->store), run->counts->staged,
+	run->counts->staged};
 
 	pgstat_progress_update_multi_param(lengthof(params), params, values);
 }
@@ -826,19 +849,26 @@ attempt(void *arg)
 	find_largest_key(run);
 	idem_batch_read(run->batch, run->source);
 	if (idem_batch_refusal(run->batch) == NULL)
-		classify(run);
-	if (idem_batch_refusal(run->batch) == NULL && !run->stale_error)
 	{
-		note_classified(run);
-		done = write_changes(run);
-		run->contention = !done;
-		if (done)
+		note_read(run);
+		classify(run);
+		note_unwritten(run);
+		/* A sorted batch can be refused by what comes last. */
+		if (idem_batch_refusal(run->batch) == NULL && !run->stale_error && !run->contention)
 		{
-			*run->result_counts = *run->counts;
-			MemoryContextSwitchTo(run->caller_context);
-			*run->result_fingerprint = idem_batch_fingerprint(run->batch);
+			write_rest(run);
+			done = !run->contention;
 		}
 	}
+	if (done)
+	{
+		*run->result_counts = *run->counts;
+		MemoryContextSwitchTo(run->caller_context);
+		*run->result_fingerprint = idem_batch_fingerprint(run->batch);
+		MemoryContextSwitchTo(context);
+	}
+	if (run->writer)
+		idem_writer_free(run->writer);
 	if (run->changes)
 		idem_changes_end(run->changes);
 	idem_batch_free(run->batch);

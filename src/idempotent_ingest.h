@@ -7,7 +7,7 @@
  *
  *	0  idempotent_ingest.h, compat.h
  *	1  security, spi_util, rowhash (which calls security), progress, stats,
- *	   shmem
+ *	   shmem, predicate
  *	   valuefuncs (which calls rowhash)
  *	2  relcheck, relinfo and keyindex (which call relcheck and each other),
  *	   ledger, turn, queue (which calls relcheck)
@@ -46,5 +46,9 @@
 
 /* Version of the fingerprint's algorithm; rowhash.c defines it. */
 #define IDEM_FINGERPRINT_VERSION	1
+
+/* How many arguments idem_merge() has, and had. */
+#define IDEM_MERGE_ARGUMENTS		20
+#define IDEM_MERGE_ARGUMENTS_0_1	19
 
 #endif							/* IDEMPOTENT_INGEST_H */

@@ -66,7 +66,7 @@ idem_job_run(const IdemQueue *queue, const IdemAttempt *attempt)
 	 */
 	(void) idem_spi_execute(psprintf("SELECT pg_catalog.to_jsonb(m) FROM %s.idem_merge($1, $2, $3,"
 									 " $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16,"
-									 " $17, $18, $19) AS m", queue->schema),
+									 " $17, $18, $19, $20) AS m", queue->schema),
 							InvalidOid, &arguments, false);
 	result = idem_spi_value(0, 1, CurrentMemoryContext, &isnull);
 	if (!idem_queue_succeed(queue, attempt, result))

@@ -25,6 +25,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "idempotent_ingest.h"
 #include "job.h"
 #include "ledger.h"
 #include "merge.h"
@@ -74,14 +75,14 @@ idem_enqueue(PG_FUNCTION_ARGS)
 	IdemRequest request;
 	IdemExplanation explanation;
 	IdemQueue	queue;
-	NullableDatum arguments[IDEM_QUEUE_ARGUMENTS];
+	NullableDatum arguments[IDEM_MERGE_ARGUMENTS];
 	int32		max_attempts;
 	int64		job_id;
 
-	idem_sqlfuncs_get_request(fcinfo, lengthof(names), &request);
+	idem_sqlfuncs_get_request(fcinfo, IDEM_MERGE_ARGUMENTS, lengthof(names), &request);
 	for (int i = 0; i < lengthof(names); i++)
-		idem_sqlfuncs_require_argument(fcinfo, IDEM_QUEUE_ARGUMENTS + i, names[i], true);
-	max_attempts = PG_GETARG_INT32(IDEM_QUEUE_ARGUMENTS + 1);
+		idem_sqlfuncs_require_argument(fcinfo, IDEM_MERGE_ARGUMENTS + i, names[i], true);
+	max_attempts = PG_GETARG_INT32(IDEM_MERGE_ARGUMENTS + 1);
 	if (max_attempts < 1 || max_attempts > IDEM_MAX_ATTEMPTS)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -101,14 +102,14 @@ idem_enqueue(PG_FUNCTION_ARGS)
 				 errhint("Load the rows into a permanent or unlogged table.")));
 
 	open_queue(fcinfo, &queue);
-	for (int i = 0; i < IDEM_QUEUE_ARGUMENTS; i++)
+	for (int i = 0; i < IDEM_MERGE_ARGUMENTS; i++)
 	{
 		arguments[i].value = PG_GETARG_DATUM(i);
 		arguments[i].isnull = PG_ARGISNULL(i);
 	}
 	idem_spi_connect();
-	job_id = idem_queue_enqueue(&queue, arguments, PG_GETARG_TIMESTAMPTZ(IDEM_QUEUE_ARGUMENTS),
-								max_attempts, PG_GETARG_INT32(IDEM_QUEUE_ARGUMENTS + 2));
+	job_id = idem_queue_enqueue(&queue, arguments, PG_GETARG_TIMESTAMPTZ(IDEM_MERGE_ARGUMENTS),
+								max_attempts, PG_GETARG_INT32(IDEM_MERGE_ARGUMENTS + 2));
 	idem_spi_finish();
 	idem_shmem_wake_at_commit(IDEM_WAKE_WORKER);
 	PG_RETURN_INT64(job_id);

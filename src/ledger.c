@@ -21,17 +21,27 @@
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/stratnum.h"
+#include "access/table.h"
+#include "access/tableam.h"
+#include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/relcache.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "idempotent_ingest.h"
 #include "ledger.h"
 #include "security.h"
@@ -40,17 +50,6 @@
 #define ROW_COUNTS "rows_staged, rows_duplicate, rows_inserted, rows_updated," \
 	" rows_deleted, rows_unchanged, rows_stale, rows_skipped"
 
-/* Statements that a merge runs each time are prepared once. */
-typedef enum LedgerStatement
-{
-	STATEMENT_FIND,
-	STATEMENT_FIND_LOCK,
-	STATEMENT_INSERT,
-	STATEMENT_COMPLETE,
-	STATEMENT_COUNT
-} LedgerStatement;
-
-static SPIPlanPtr plans[STATEMENT_COUNT];
 static IdemLedger current;
 
 /*
@@ -80,13 +79,7 @@ idem_ledger_open_in(Oid namespace_oid)
 	schema = quote_identifier(get_namespace_name(namespace_oid));
 	if (relid != current.relid || strcmp(schema, current.schema) != 0)
 	{
-		/* Another extension, or another name: plans have the old one in them. */
-		for (int i = 0; i < STATEMENT_COUNT; i++)
-		{
-			if (plans[i])
-				idem_spi_free_plan(plans[i]);
-			plans[i] = NULL;
-		}
+		/* Another extension, or another name. */
 		earlier = current.schema;
 		current.schema = MemoryContextStrdup(TopMemoryContext, schema);
 		if (earlier)
@@ -112,14 +105,13 @@ key_arguments(IdemSpiArgs *args, const IdemBatchKey *key)
 #define WHERE_KEY " WHERE target = $1 AND pipeline = $2 AND batch_id = $3 AND claimed_by = $4"
 
 static uint64
-run_prepared(const IdemLedger *ledger, LedgerStatement statement, const char *sql,
-			 IdemSpiArgs *args)
+run_cached(const IdemLedger *ledger, const char *sql, IdemSpiArgs *args)
 {
 	IdemIdentity saved;
 	uint64		processed;
 
 	idem_security_push(&saved, ledger->owner);
-	processed = idem_spi_execute_cached(&plans[statement], sql, ledger->relid, args, false);
+	processed = idem_spi_execute_cached(sql, ledger->relid, args, false);
 	idem_security_pop(&saved);
 	return processed;
 }
@@ -164,10 +156,55 @@ list_to_text_array(List *list)
 }
 
 /*
- * Look a batch up, and compare its options with those given. With lock, its
- * row is locked, but not against who relies on its being there. False if there is none. A row about an earlier table with the
- * same OID is removed. The entry's parts are palloc'd in the current memory
- * context.
+ * Is there a row with this key, by the snapshot that a statement would have now?
+ * Most batches are new, and this costs a fifth of the statement that says so. In
+ * doubt it is true.
+ */
+static bool
+has_row(const IdemLedger *ledger, const IdemBatchKey *key)
+{
+	/* In the order of the primary key. */
+	const Datum values[] = {ObjectIdGetDatum(key->target), CStringGetTextDatum(key->pipeline),
+	CStringGetTextDatum(key->batch_id), ObjectIdGetDatum(key->claimed_by)};
+	const RegProcedure equals[] = {F_OIDEQ, F_TEXTEQ, F_TEXTEQ, F_OIDEQ};
+	ScanKeyData scan_keys[lengthof(values)];
+	Relation	table = try_table_open(ledger->relid, AccessShareLock);
+	Relation	index;
+	IndexScanDesc scan;
+	TupleTableSlot *slot;
+	bool		found;
+
+	if (table == NULL)
+		return true;
+	(void) RelationGetIndexList(table);
+	if (!OidIsValid(table->rd_pkindex))
+	{
+		table_close(table, NoLock);
+		return true;
+	}
+	index = index_open(table->rd_pkindex, AccessShareLock);
+	for (int i = 0; i < lengthof(values); i++)
+		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
+							   index->rd_indcollation[i], equals[i], values[i]);
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	slot = table_slot_create(table, NULL);
+	scan = index_beginscan_compat(table, index, GetActiveSnapshot(), lengthof(values));
+	index_rescan(scan, scan_keys, lengthof(values), NULL, 0);
+	found = index_getnext_slot(scan, ForwardScanDirection, slot);
+	index_endscan(scan);
+	ExecDropSingleTupleTableSlot(slot);
+	PopActiveSnapshot();
+	index_close(index, NoLock);
+	table_close(table, NoLock);
+	return found;
+}
+
+/*
+ * Look a batch up, and compare its options with those given. With lock, its row
+ * is locked, but not against who relies on its being there. False if there is
+ * none. A row about an earlier table with the same OID is removed. The entry's
+ * parts are palloc'd in the current memory context.
  */
 bool
 idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *options,
@@ -178,15 +215,17 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 	bool		isnull;
 	Datum		value;
 
+	memset(entry, 0, sizeof(*entry));
+	if (!has_row(ledger, key))
+		return false;
 	key_arguments(&args, key);
 	idem_spi_arg_text(&args, options);
-	memset(entry, 0, sizeof(*entry));
-	if (run_prepared(ledger, lock ? STATEMENT_FIND_LOCK : STATEMENT_FIND,
-					 psprintf("SELECT operation, revision, fingerprint, fingerprint_columns,"
-							  " " ROW_COUNTS ", engine, applied_at, elapsed, target_type,"
-							  " options <> $5::jsonb, options IS NULL"
-							  " FROM %s.idem_ledger" WHERE_KEY "%s",
-							  ledger->schema, lock ? " FOR NO KEY UPDATE" : ""), &args) == 0)
+	if (run_cached(ledger,
+				   psprintf("SELECT operation, revision, fingerprint, fingerprint_columns,"
+							" " ROW_COUNTS ", engine, applied_at, elapsed, target_type,"
+							" options <> $5::jsonb, options IS NULL"
+							" FROM %s.idem_ledger" WHERE_KEY "%s",
+							ledger->schema, lock ? " FOR NO KEY UPDATE" : ""), &args) == 0)
 		return false;
 
 	value = idem_spi_value(0, 16, context, &isnull);
@@ -270,13 +309,13 @@ idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key, bool is_me
 	idem_spi_arg(&args, REGTYPEOID, ObjectIdGetDatum(key->target_type), false);
 	idem_spi_arg_text(&args, is_merge ? "merge" : "claim");
 	idem_spi_arg_text(&args, fingerprint);
-	return run_prepared(ledger, STATEMENT_INSERT,
-						psprintf("INSERT INTO %s.idem_ledger (target, pipeline, batch_id, claimed_by,"
-								 " role, application_name, turn, options, metadata,"
-								 " target_type, operation, fingerprint, applied_at, xid)"
-								 " VALUES ($1, $2, $3, $4, $5::name, $6, $7, $8::jsonb, $9,"
-								 " $10, $11, $12, clock_timestamp(), pg_current_xact_id())"
-								 " ON CONFLICT DO NOTHING", ledger->schema), &args) > 0;
+	return run_cached(ledger,
+					  psprintf("INSERT INTO %s.idem_ledger (target, pipeline, batch_id, claimed_by,"
+							   " role, application_name, turn, options, metadata,"
+							   " target_type, operation, fingerprint, applied_at, xid)"
+							   " VALUES ($1, $2, $3, $4, $5::name, $6, $7, $8::jsonb, $9,"
+							   " $10, $11, $12, clock_timestamp(), pg_current_xact_id())"
+							   " ON CONFLICT DO NOTHING", ledger->schema), &args) > 0;
 }
 
 /* A merge has one row, unless something that it runs has removed it. */
@@ -339,12 +378,12 @@ idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const in
 	idem_spi_arg_text(&args, engine);
 	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(finished), false);
 	idem_spi_arg(&args, INTERVALOID, IntervalPGetDatum(elapsed), false);
-	require_one_row(run_prepared(ledger, STATEMENT_COMPLETE,
-								 psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
-										  " fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
-										  " ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
-										  WHERE_KEY " AND fingerprint IS NULL",
-										  ledger->schema), &args), key);
+	require_one_row(run_cached(ledger,
+							   psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
+										" fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
+										" ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+										WHERE_KEY " AND fingerprint IS NULL",
+										ledger->schema), &args), key);
 }
 
 /*

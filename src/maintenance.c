@@ -52,8 +52,8 @@
 #include "security.h"
 #include "spi_util.h"
 
-/* Blocks of the ledger that one step deals with: some 500 rows. */
-#define RANGE_BLOCKS	32
+/* Blocks of the ledger that one step deals with: some 120 rows. */
+#define RANGE_BLOCKS	8
 
 /* Among how many batches of a pipeline its newest one is looked for. */
 #define LAST_BATCHES	100
@@ -112,7 +112,7 @@ run(const IdemLedger *ledger, const char *text, IdemSpiArgs *args)
 	/* For that few rows it never pays; the push is undone with it. */
 	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	processed = idem_spi_execute(psprintf(text, ledger->schema), InvalidOid, args, false);
+	processed = idem_spi_execute_cached(psprintf(text, ledger->schema), InvalidOid, args, false);
 	idem_security_pop(&saved);
 	return processed;
 }
@@ -181,7 +181,11 @@ look_at_basis(const IdemLedger *ledger, Basis *basis)
 	basis->blocks = result_number(3);
 }
 
-/* Let each range of the ledger have a row. A new one is looked at soon. */
+/*
+ * Let each range of the ledger have a row. If none has, all are looked at soon. One
+ * that the ledger has grown by has new batches, which merges may be adding to:
+ * it can wait as long as any.
+ */
 static void
 extend_sweep(const IdemLedger *ledger, const Basis *basis)
 {
@@ -190,9 +194,11 @@ extend_sweep(const IdemLedger *ledger, const Basis *basis)
 	idem_spi_arg(&args, INT8OID, Int64GetDatum(basis->blocks), false);
 	idem_spi_arg(&args, INT8OID, Int64GetDatum(RANGE_BLOCKS), false);
 	idem_spi_arg_text(&args, basis->hash);
+	idem_spi_arg(&args, INTERVALOID, IntervalPGetDatum(basis->smallest), basis->smallest == NULL);
 	(void) run(ledger,
 			   "INSERT INTO %1$s.idem_sweep (first_block, due, basis)"
-			   " SELECT first_block, '-infinity', $3"
+			   " SELECT first_block, CASE WHEN EXISTS (SELECT FROM %1$s.idem_sweep)"
+			   " THEN now() + LEAST($4 / 10, '1 day') ELSE '-infinity' END, $3"
 			   " FROM generate_series(COALESCE((SELECT max(first_block) + $2 FROM %1$s.idem_sweep), 0),"
 			   " $1 - 1, $2) AS first_block ON CONFLICT DO NOTHING", &args);
 }

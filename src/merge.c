@@ -32,6 +32,7 @@
 #include "rowhash.h"
 #include "security.h"
 #include "spi_util.h"
+#include "sqlgen.h"
 #include "stats.h"
 #include "turn.h"
 
@@ -658,17 +659,21 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 	else
 		explanation->engine = choose_engine(info, &explanation->reason);
 	if (request->dry_run)
-		explanation->locks = psprintf("ACCESS SHARE on %s, ACCESS SHARE on %s",
+		explanation->locks = psprintf("ACCESS SHARE on %s\nACCESS SHARE on %s",
 									  info->target_name, info->staging_name);
 	else
-		explanation->locks = psprintf("%s on %s, ACCESS SHARE on %s, the batch, %s, the ledger row, rows to be written in key order",
+		explanation->locks = psprintf("%s on %s\n"
+									  "ACCESS SHARE on %s\n"
+									  "the batch\n"
+									  "the turn of the target%s\n"
+									  "the ledger row\n"
+									  "the rows to be written, in the order of the key",
 									  adds || request->exclusive ? "ACCESS EXCLUSIVE" :
 									  "ROW EXCLUSIVE",
 									  info->target_name, info->staging_name,
-									  info->commutes ?
-									  "the target's turn together with merges of the same columns" :
-									  "the target's turn");
-	explanation->statement = idem_engine_sql_statement(&source, info, request->dry_run);
+									  info->commutes ? ", beside merges of the same columns" : "");
+	explanation->statement =
+		idem_sqlgen_folded(idem_engine_sql_statement(&source, info, request->dry_run));
 	idem_spi_finish();
 }
 

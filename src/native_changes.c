@@ -3,11 +3,9 @@
  * native_changes.c
  *	  Staged rows in the order of the key, and what is stored for each.
  *
- * Of rows that can be loaded from the store, the key and the reference are
- * sorted: in an array where the key is a number and memory allows, else by a
- * tuplesort. Rows that come sorted, because they do not fit memory, are kept
- * whole in a tuplestore. With each goes the place of the stored row that it
- * replaces, if there is one.
+ * The key of a row and its reference in the store are sorted: in an array where
+ * the key is a number and memory allows, else by a tuplesort. With each goes the
+ * place of the stored row that it replaces, if there is one.
  *
  *-------------------------------------------------------------------------
  */
@@ -17,7 +15,6 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "utils/tuplesort.h"
-#include "utils/tuplestore.h"
 
 #include "compat.h"
 #include "native_changes.h"
@@ -48,7 +45,6 @@ struct IdemChanges
 	TupleTableSlot *slot;
 	IdemRow    *row;			/* the one at hand */
 
-	/* of rows that are loaded */
 	NumberedChange *numbered;	/* NULL if keys are no numbers, or too many */
 	Size		nnumbered;
 	Size		max_numbered;
@@ -59,9 +55,6 @@ struct IdemChanges
 	ItemPointerData tids[IDEM_LOOK_AHEAD];
 	int			count;
 	int			next;
-
-	/* of rows that come sorted */
-	Tuplestorestate *rows;
 };
 
 /* A place in a table as one number, which is NULL for no place. */
@@ -85,17 +78,12 @@ unpack_tid(Datum value, bool isnull, ItemPointer tid)
 		ItemPointerSet(tid, (BlockNumber) (packed >> 16), (OffsetNumber) (packed & 0xFFFF));
 }
 
-/*
- * Begin a list, for rows that come in the order of the key and are not in the
- * store (sorted), or for rows of the store in any order. It lives in the current
- * memory context.
- */
+/* Begin a list of rows of the store. It lives in the current memory context. */
 IdemChanges *
-idem_changes_begin(const IdemMergeInfo *info, IdemStore *store, bool sorted)
+idem_changes_begin(const IdemMergeInfo *info, IdemStore *store)
 {
 	IdemChanges *changes = palloc0(sizeof(IdemChanges));
-	int			ncolumns = sorted ? info->ncolumns + 1 : info->nkeys + 2;
-	TupleDesc	tupdesc = CreateTemplateTupleDesc(ncolumns);
+	TupleDesc	tupdesc = CreateTemplateTupleDesc(info->nkeys + 2);
 	AttrNumber	attnums[INDEX_MAX_KEYS];
 	Oid			operators[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
@@ -103,20 +91,12 @@ idem_changes_begin(const IdemMergeInfo *info, IdemStore *store, bool sorted)
 
 	changes->info = info;
 	changes->store = store;
-	for (int i = 0; i < (sorted ? info->ncolumns : info->nkeys); i++)
-		TupleDescInitEntry(tupdesc, i + 1, NULL,
-						   info->columns[sorted ? i : info->keys[i].column].type, -1, 0);
-	if (!sorted)
-		TupleDescInitEntry(tupdesc, info->nkeys + 1, NULL, INT8OID, -1, 0);
-	TupleDescInitEntry(tupdesc, ncolumns, NULL, INT8OID, -1, 0);
+	for (int i = 0; i < info->nkeys; i++)
+		TupleDescInitEntry(tupdesc, i + 1, NULL, info->columns[info->keys[i].column].type, -1, 0);
+	TupleDescInitEntry(tupdesc, info->nkeys + 1, NULL, INT8OID, -1, 0);
+	TupleDescInitEntry(tupdesc, info->nkeys + 2, NULL, INT8OID, -1, 0);
 	tupdesc_finalize_compat(tupdesc);
 	changes->slot = MakeSingleTupleTableSlot(tupdesc, &TTSOpsMinimalTuple);
-	if (sorted)
-	{
-		changes->rows = tuplestore_begin_heap(false, false, work_mem / 4);
-		changes->row = palloc0(sizeof(IdemRow));
-		return changes;
-	}
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		attnums[i] = i + 1;
@@ -212,20 +192,9 @@ void
 idem_changes_add(IdemChanges *changes, const IdemRow *row, IdemRowRef ref, ItemPointer tid)
 {
 	const IdemMergeInfo *info = changes->info;
-	TupleTableSlot *slot = changes->slot;
 	Datum		keys[INDEX_MAX_KEYS];
 	bool		nulls[INDEX_MAX_KEYS];
 
-	if (changes->rows)
-	{
-		ExecClearTuple(slot);
-		memcpy(slot->tts_values, row->values, sizeof(Datum) * info->ncolumns);
-		memcpy(slot->tts_isnull, row->nulls, sizeof(bool) * info->ncolumns);
-		pack_tid(tid, &slot->tts_values[info->ncolumns], &slot->tts_isnull[info->ncolumns]);
-		ExecStoreVirtualTuple(slot);
-		tuplestore_puttupleslot(changes->rows, slot);
-		return;
-	}
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		keys[i] = row->values[info->keys[i].column];
@@ -244,7 +213,7 @@ idem_changes_sort(IdemChanges *changes)
 {
 	if (changes->numbered)
 		sort_numbered(changes->numbered, changes->nnumbered);
-	else if (changes->sort)
+	else
 		tuplesort_performsort(changes->sort);
 }
 
@@ -290,22 +259,7 @@ look_ahead(IdemChanges *changes)
 bool
 idem_changes_next(IdemChanges *changes, IdemRow **row, IdemRowRef *ref, ItemPointer tid)
 {
-	TupleTableSlot *slot = changes->slot;
-	int			last = slot->tts_tupleDescriptor->natts - 1;
-
 	*row = changes->row;
-	if (changes->rows)
-	{
-		if (!tuplestore_gettupleslot(changes->rows, true, false, slot))
-			return false;
-		slot_getallattrs(slot);
-		changes->row->values = slot->tts_values;
-		changes->row->nulls = slot->tts_isnull;
-		changes->row->deformed = true;
-		unpack_tid(slot->tts_values[last], slot->tts_isnull[last], tid);
-		*ref = 0;
-		return true;
-	}
 	if (changes->next == changes->count)
 		look_ahead(changes);
 	if (changes->count == 0)
@@ -321,8 +275,5 @@ void
 idem_changes_end(IdemChanges *changes)
 {
 	ExecClearTuple(changes->slot);
-	if (changes->sort)
-		tuplesort_end(changes->sort);
-	if (changes->rows)
-		tuplestore_end(changes->rows);
+	tuplesort_end(changes->sort);
 }

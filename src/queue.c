@@ -46,12 +46,14 @@
 /* The arguments of idem_merge(), by name and type, in order. */
 #define ARGUMENT_NAMES "staging, target, key_cols, batch_id, pipeline, version_cols," \
 	" audit_cols, update_cols, exclude_cols, mode, on_duplicate, on_stale," \
-	" on_schema_change, on_replay, on_mismatch, nowait, exclusive, dry_run, metadata"
+	" on_schema_change, on_replay, on_mismatch, nowait, exclusive, dry_run, metadata," \
+	" target_predicate"
 
-static const Oid argument_types[IDEM_QUEUE_ARGUMENTS] = {
+static const Oid argument_types[IDEM_MERGE_ARGUMENTS] = {
 	REGCLASSOID, REGCLASSOID, TEXTARRAYOID, TEXTOID, TEXTOID, TEXTARRAYOID,
 	TEXTARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TEXTOID, TEXTOID, TEXTOID,
-	TEXTOID, TEXTOID, TEXTOID, BOOLOID, BOOLOID, BOOLOID, JSONBOID
+	TEXTOID, TEXTOID, TEXTOID, BOOLOID, BOOLOID, BOOLOID, JSONBOID,
+	TEXTOID
 };
 
 /* Longest time between two attempts, in milliseconds. */
@@ -192,7 +194,7 @@ idem_queue_enqueue(const IdemQueue *queue, const NullableDatum *arguments,
 	Oid			staging = DatumGetObjectId(arguments[0].value);
 	Oid			target = DatumGetObjectId(arguments[1].value);
 
-	for (int i = 0; i < IDEM_QUEUE_ARGUMENTS; i++)
+	for (int i = 0; i < IDEM_MERGE_ARGUMENTS; i++)
 		idem_spi_arg(&args, argument_types[i], arguments[i].value, arguments[i].isnull);
 	idem_spi_arg(&args, REGTYPEOID, ObjectIdGetDatum(get_rel_type_id(staging)), false);
 	idem_spi_arg(&args, REGTYPEOID, ObjectIdGetDatum(get_rel_type_id(target)), false);
@@ -203,7 +205,8 @@ idem_queue_enqueue(const IdemQueue *queue, const NullableDatum *arguments,
 	(void) run(queue, psprintf("INSERT INTO %s.idem_job (" ARGUMENT_NAMES
 							   ", staging_type, target_type, role, run_at, max_attempts, priority)"
 							   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,"
-							   " $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25)"
+							   " $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,"
+							   " $26)"
 							   " RETURNING job_id", queue->schema), &args);
 	return DatumGetInt64(value(0, 1));
 }
@@ -286,7 +289,7 @@ idem_queue_load(const IdemQueue *queue, const IdemAttempt *attempt, IdemSpiArgs 
 							" FROM %s.idem_job" WHERE_ATTEMPT, queue->schema), &args) == 0)
 		return false;
 	memset(arguments, 0, sizeof(*arguments));
-	for (int i = 0; i < IDEM_QUEUE_ARGUMENTS; i++)
+	for (int i = 0; i < IDEM_MERGE_ARGUMENTS; i++)
 	{
 		bool		isnull;
 		Datum		argument = idem_spi_value(0, i + 1, CurrentMemoryContext, &isnull);
@@ -298,7 +301,7 @@ idem_queue_load(const IdemQueue *queue, const IdemAttempt *attempt, IdemSpiArgs 
 		Oid			relid = DatumGetObjectId(arguments->values[i]);
 
 		idem_relcheck_require_exists(relid);
-		if (get_rel_type_id(relid) != DatumGetObjectId(value(0, IDEM_QUEUE_ARGUMENTS + 1 + i)))
+		if (get_rel_type_id(relid) != DatumGetObjectId(value(0, IDEM_MERGE_ARGUMENTS + 1 + i)))
 			ereport(ERROR,
 					(errcode(ERRCODE_UNDEFINED_TABLE),
 					 errmsg("relation with OID %u is not the one that the job was enqueued for",

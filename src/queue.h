@@ -30,9 +30,6 @@ typedef struct IdemAttempt
 	Oid			role;
 } IdemAttempt;
 
-/* How many arguments idem_merge() has. */
-#define IDEM_QUEUE_ARGUMENTS	19
-
 /* Most attempts that can be asked for. */
 #define IDEM_MAX_ATTEMPTS		1000
 

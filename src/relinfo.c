@@ -33,6 +33,7 @@
 #include "utils/varlena.h"
 
 #include "keyindex.h"
+#include "predicate.h"
 #include "relcheck.h"
 #include "relinfo.h"
 #include "rowhash.h"
@@ -594,6 +595,9 @@ idem_relinfo_resolve(const IdemRequest *request)
 		find_lacking_columns(info, target);
 	info->has_row_triggers = target->trigdesc &&
 		(target->trigdesc->trig_insert_before_row || target->trigdesc->trig_update_before_row);
+	if (request->target_predicate)
+		info->target_predicate = idem_predicate_write(target, request->target_predicate,
+													  IDEM_EXPECTED_ALIAS);
 	if (request->mode != IDEM_MODE_INSERT && info->sets_anything)
 		CheckCmdReplicaIdentity(target, CMD_UPDATE);
 	write_options(info);

@@ -80,7 +80,11 @@ typedef struct IdemRequest
 	bool		dry_run;
 	Datum		metadata;
 	bool		metadata_null;
+	char	   *target_predicate;	/* NULL: none */
 } IdemRequest;
+
+/* The target's alias in IdemMergeInfo.target_predicate. */
+#define IDEM_EXPECTED_ALIAS	"e"
 
 /* A column that staging and target share. */
 typedef struct IdemColumn
@@ -144,6 +148,8 @@ typedef struct IdemMergeInfo
 	char		target_kind;
 	char	   *staging_name;	/* qualified and quoted */
 	char	   *target_name;
+	char	   *target_predicate;	/* as SQL, of IDEM_EXPECTED_ALIAS; NULL:
+									 * none */
 	Oid			target_type;	/* row type */
 
 	IdemColumn *columns;		/* in the order of the target's columns */

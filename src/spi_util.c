@@ -25,6 +25,7 @@
 #include "utils/datum.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/queryenvironment.h"
 #include "utils/regproc.h"
@@ -32,6 +33,18 @@
 #include "utils/snapmgr.h"
 
 #include "spi_util.h"
+
+/* More than there are statements for one extension in one schema. */
+#define MAX_KEPT_PLANS	32
+
+typedef struct KeptPlan
+{
+	char	   *sql;
+	Oid			relid;			/* the relation that it must use */
+	SPIPlanPtr	plan;			/* NULL: the entry is free */
+} KeptPlan;
+
+static KeptPlan kept_plans[MAX_KEPT_PLANS];
 
 /* SPI's result codes that are no failure are positive. */
 static void
@@ -293,20 +306,46 @@ idem_spi_execute(const char *sql, Oid relid, IdemSpiArgs *args, bool read_only)
 	return processed;
 }
 
+/* The plan of a statement that is run again and again. */
+static SPIPlanPtr
+keep_plan(const char *sql, Oid relid, IdemSpiArgs *args)
+{
+	static int	next = 0;
+	KeptPlan   *entry;
+	SPIPlanPtr	plan;
+
+	for (int i = 0; i < MAX_KEPT_PLANS; i++)
+	{
+		entry = &kept_plans[i];
+		if (entry->plan && entry->relid == relid && strcmp(entry->sql, sql) == 0)
+			return entry->plan;
+	}
+	entry = &kept_plans[next];
+	next = (next + 1) % MAX_KEPT_PLANS;
+	if (entry->plan)
+	{
+		plan = entry->plan;
+		entry->plan = NULL;
+		pfree(entry->sql);
+		idem_spi_free_plan(plan);
+	}
+	plan = idem_spi_prepare(sql, args->count, args->types, 0, true);
+	entry->sql = MemoryContextStrdup(TopMemoryContext, sql);
+	entry->relid = relid;
+	entry->plan = plan;
+	return plan;
+}
+
 /*
- * The same for a statement that is run again and again: *plan is prepared at
- * the first call and kept.
+ * The same for a statement that is run again and again, and runs nothing that
+ * could run others of these: its plan is kept.
  */
 uint64
-idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, Oid relid, IdemSpiArgs *args,
-						bool read_only)
+idem_spi_execute_cached(const char *sql, Oid relid, IdemSpiArgs *args, bool read_only)
 {
 	MemoryContext context = CurrentMemoryContext;
-	uint64		processed;
+	uint64		processed = execute_plan(keep_plan(sql, relid, args), relid, args, read_only);
 
-	if (*plan == NULL)
-		*plan = idem_spi_prepare(sql, args->count, args->types, 0, true);
-	processed = execute_plan(*plan, relid, args, read_only);
 	MemoryContextSwitchTo(context);
 	return processed;
 }

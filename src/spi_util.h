@@ -38,8 +38,8 @@ extern void idem_spi_free_plan(SPIPlanPtr plan);
 extern void idem_spi_require_meaning(SPIPlanPtr plan, Oid read, Oid written, Oid schema);
 extern uint64 idem_spi_run_plan(SPIPlanPtr plan, ParamListInfo params, bool read_only);
 extern uint64 idem_spi_execute(const char *sql, Oid relid, IdemSpiArgs *args, bool read_only);
-extern uint64 idem_spi_execute_cached(SPIPlanPtr *plan, const char *sql, Oid relid,
-									  IdemSpiArgs *args, bool read_only);
+extern uint64 idem_spi_execute_cached(const char *sql, Oid relid, IdemSpiArgs *args,
+									  bool read_only);
 extern uint64 idem_spi_execute_latest(const char *sql, Oid relid, IdemSpiArgs *args);
 extern void idem_spi_execute_utility(const char *sql);
 extern Datum idem_spi_value(int row, int column, MemoryContext context, bool *isnull);

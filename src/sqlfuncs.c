@@ -30,6 +30,7 @@
 PG_FUNCTION_INFO_V1(idem_merge);
 PG_FUNCTION_INFO_V1(idem_merge_0_2);
 PG_FUNCTION_INFO_V1(idem_explain);
+PG_FUNCTION_INFO_V1(idem_explain_0_2);
 PG_FUNCTION_INFO_V1(idem_fingerprint);
 PG_FUNCTION_INFO_V1(idem_claim);
 PG_FUNCTION_INFO_V1(idem_forget);
@@ -137,17 +138,17 @@ get_word(FunctionCallInfo fcinfo, int argument, const char *name, const char *co
 }
 
 /*
- * The arguments that idem_merge(), idem_explain() and idem_enqueue() share; the
- * last has others behind them.
+ * The first nargs arguments that idem_merge(), idem_explain() and idem_enqueue()
+ * share; the last has others behind them.
  */
 void
-idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int others, IdemRequest *request)
+idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int nargs, int others, IdemRequest *request)
 {
 	static const char *const names[] = {
 		"staging", "target", "key_cols", "batch_id", "pipeline", "version_cols",
 		"audit_cols", "update_cols", "exclude_cols", "mode", "on_duplicate", "on_stale",
 		"on_schema_change", "on_replay", "on_mismatch", "nowait", "exclusive", "dry_run",
-		"metadata"
+		"metadata", "target_predicate"
 	};
 	static const int not_null[] = {0, 1, 4, 9, 11, 12, 13, 14, 15, 16, 17};
 	static const char *const modes[] = {"upsert", "insert", "update", NULL};
@@ -157,11 +158,12 @@ idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int others, IdemRequest *requ
 	static const char *const replays[] = {"skip", "error", "reapply", NULL};
 	static const char *const mismatches[] = {"error", "skip", "apply", NULL};
 
-	if (PG_NARGS() != lengthof(names) + others)
+	Assert(nargs <= lengthof(names));
+	if (PG_NARGS() != nargs + others)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("function was called with %d arguments, expected %d",
-						PG_NARGS(), (int) lengthof(names) + others),
+						PG_NARGS(), nargs + others),
 				 errhint("Run ALTER EXTENSION idempotent_ingest UPDATE.")));
 	for (int i = 0; i < lengthof(not_null); i++)
 		idem_sqlfuncs_require_argument(fcinfo, not_null[i], names[not_null[i]], not_null[i] > 1);
@@ -189,6 +191,8 @@ idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int others, IdemRequest *requ
 	request->dry_run = PG_GETARG_BOOL(17);
 	request->metadata_null = PG_ARGISNULL(18);
 	request->metadata = PG_GETARG_DATUM(18);
+	if (nargs > IDEM_MERGE_ARGUMENTS_0_1 && !PG_ARGISNULL(19))
+		request->target_predicate = text_to_cstring(PG_GETARG_TEXT_PP(19));
 
 	if (request->on_duplicate == IDEM_DUPLICATE_LATEST && request->version_cols == NIL)
 		ereport(ERROR,
@@ -200,6 +204,12 @@ idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int others, IdemRequest *requ
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"update_cols\" and \"exclude_cols\" cannot be used together"),
 				 errhint("Use one of the two lists.")));
+	/* It locks the stored rows as it finds them, so it has to look at all. */
+	if (request->target_predicate && request->mode == IDEM_MODE_UPDATE)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"target_predicate\" cannot be used with mode update"),
+				 errhint("Leave \"target_predicate\" out.")));
 }
 
 /* One sentence for logs: the rows staged, and the other counts that are not zero. */
@@ -249,7 +259,7 @@ result_tupdesc(FunctionCallInfo fcinfo)
 
 /* Merge, and return as many columns of the result as the caller knows. */
 static Datum
-merge(FunctionCallInfo fcinfo, int ncolumns)
+merge(FunctionCallInfo fcinfo, int nargs, int ncolumns)
 {
 	TupleDesc	tupdesc = result_tupdesc(fcinfo);
 	IdemRequest request;
@@ -258,7 +268,7 @@ merge(FunctionCallInfo fcinfo, int ncolumns)
 	bool		nulls[RESULT_COLUMNS] = {0};
 	int			i = 0;
 
-	idem_sqlfuncs_get_request(fcinfo, 0, &request);
+	idem_sqlfuncs_get_request(fcinfo, nargs, 0, &request);
 	if (tupdesc->natts != ncolumns)
 		elog(ERROR, "idem_merge() is declared with %d columns, not %d", tupdesc->natts, ncolumns);
 	idem_merge_run(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &result);
@@ -293,17 +303,17 @@ merge(FunctionCallInfo fcinfo, int ncolumns)
 Datum
 idem_merge(PG_FUNCTION_ARGS)
 {
-	return merge(fcinfo, RESULT_COLUMNS_0_1);
+	return merge(fcinfo, IDEM_MERGE_ARGUMENTS_0_1, RESULT_COLUMNS_0_1);
 }
 
 Datum
 idem_merge_0_2(PG_FUNCTION_ARGS)
 {
-	return merge(fcinfo, RESULT_COLUMNS);
+	return merge(fcinfo, IDEM_MERGE_ARGUMENTS, RESULT_COLUMNS);
 }
 
-Datum
-idem_explain(PG_FUNCTION_ARGS)
+static Datum
+explain(FunctionCallInfo fcinfo, int nargs)
 {
 	TupleDesc	tupdesc = result_tupdesc(fcinfo);
 	IdemRequest request;
@@ -311,13 +321,26 @@ idem_explain(PG_FUNCTION_ARGS)
 	Datum		values[4];
 	bool		nulls[4] = {0};
 
-	idem_sqlfuncs_get_request(fcinfo, 0, &request);
+	idem_sqlfuncs_get_request(fcinfo, nargs, 0, &request);
 	idem_merge_explain(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &explanation);
 	values[0] = CStringGetTextDatum(explanation.engine);
 	values[1] = CStringGetTextDatum(explanation.reason);
 	values[2] = CStringGetTextDatum(explanation.locks);
 	values[3] = CStringGetTextDatum(explanation.statement);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
+}
+
+/* As version 0.1 declares it. */
+Datum
+idem_explain(PG_FUNCTION_ARGS)
+{
+	return explain(fcinfo, IDEM_MERGE_ARGUMENTS_0_1);
+}
+
+Datum
+idem_explain_0_2(PG_FUNCTION_ARGS)
+{
+	return explain(fcinfo, IDEM_MERGE_ARGUMENTS);
 }
 
 Datum

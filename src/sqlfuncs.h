@@ -14,6 +14,7 @@
 
 extern void idem_sqlfuncs_require_argument(FunctionCallInfo fcinfo, int argument,
 										   const char *name, bool has_default);
-extern void idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int others, IdemRequest *request);
+extern void idem_sqlfuncs_get_request(FunctionCallInfo fcinfo, int nargs, int others,
+									  IdemRequest *request);
 
 #endif							/* IDEM_SQLFUNCS_H */

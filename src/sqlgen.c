@@ -35,9 +35,22 @@
  *	- idem_row_propose is evaluated directly below INSERT, so that what happens
  *	  between two of its calls happened to one row.
  *
+ * With target_predicate, the rows are first joined with those that it selects,
+ * and what finds none there is looked up by its key:
+ *
+ *		  LEFT JOIN target AS e ON e.k = s.k AND (predicate)
+ *		  LEFT JOIN LATERAL (SELECT e.k, e.v WHERE e.k IS NOT NULL
+ *							 UNION ALL
+ *							 SELECT l.k, l.v
+ *							 FROM (SELECT t.k, t.v FROM target AS t
+ *								   WHERE e.k IS NULL AND t.k = s.k OFFSET 0) AS l) AS t ON true
+ *
+ * So the predicate decides what is scanned, and never what is found. The look-up
+ * is a subquery of its own lest partitions be pruned once for all rows.
+ *
  * No name is resolved by search_path: relations, functions, operators and
  * types are qualified. (=, <>, IN and the like would be operators; IS NULL, AND
- * and CASE are not.)
+ * and CASE are not.) The predicate is the caller's, and so is what it means.
  *
  *-------------------------------------------------------------------------
  */
@@ -57,8 +70,17 @@
 
 #include "sqlgen.h"
 
+/*
+ * A common table expression hides tables of its name, and the predicate may read
+ * any: so no short one, that a table could have as well.
+ */
+#define DISTINCT_ROWS_NAME	"idem_distinct_rows"
+
 /* More nullable key columns than this are joined by OR. */
 #define MAX_NULL_PATTERN_COLUMNS 3
+
+/* Where people are shown SQL, lines of more bytes than this are folded. */
+#define MAX_SHOWN_LINE			100
 
 typedef struct Generator
 {
@@ -67,6 +89,7 @@ typedef struct Generator
 	bool		materialized;
 	const char *matched;		/* a column name that the target does not have */
 	char	   *witness;		/* NULL if there is no stored row */
+	const char *witness_column; /* the same without alias */
 } Generator;
 
 static const char *
@@ -370,13 +393,14 @@ append_distinct_rows(StringInfo sql, const Generator *gen, const char *indent)
 }
 
 /*
- * The condition under which a stored row has the key of a staged one. In an
+ * The condition under which the row "stored" has the key of the row "alias". In an
  * index with NULLS NOT DISTINCT, NULL equals NULL: for the columns in
  * null_pattern the staged value is known to be NULL, for others known not to
  * be; with null_pattern -1 nothing is known.
  */
 static void
-append_key_condition(StringInfo sql, const Generator *gen, const char *alias, int null_pattern)
+append_key_condition(StringInfo sql, const Generator *gen, const char *stored_alias,
+					 const char *alias, int null_pattern)
 {
 	const IdemMergeInfo *info = gen->info;
 	int			nullable = 0;
@@ -385,16 +409,16 @@ append_key_condition(StringInfo sql, const Generator *gen, const char *alias, in
 	{
 		const IdemKeyColumn *key = &info->keys[i];
 		bool		can_be_null = info->nulls_not_distinct && key->nullable;
-		char	   *stored = key_value(gen, "t", key);
+		char	   *stored = key_value(gen, stored_alias, key);
 		char	   *staged = key_value(gen, alias, key);
 
 		if (i > 0)
 			appendStringInfoString(sql, " AND ");
 		if (can_be_null && null_pattern >= 0 && (null_pattern & (1 << nullable)))
-			appendStringInfo(sql, "t.%s IS NULL", name_of(gen, key->column));
+			appendStringInfo(sql, "%s.%s IS NULL", stored_alias, name_of(gen, key->column));
 		else if (can_be_null && null_pattern < 0)
-			appendStringInfo(sql, "(%s %s %s OR (t.%s IS NULL AND %s.%s IS NULL))",
-							 stored, operator_name(key->equal_operator), staged,
+			appendStringInfo(sql, "(%s %s %s OR (%s.%s IS NULL AND %s.%s IS NULL))",
+							 stored, operator_name(key->equal_operator), staged, stored_alias,
 							 name_of(gen, key->column), alias, name_of(gen, key->column));
 		else
 			appendStringInfo(sql, "%s %s %s", stored, operator_name(key->equal_operator), staged);
@@ -410,6 +434,63 @@ count_nullable_keys(const IdemMergeInfo *info)
 	for (int i = 0; info->nulls_not_distinct && i < info->nkeys; i++)
 		count += info->keys[i].nullable;
 	return count;
+}
+
+/* "alias.a, alias.b" for all columns of a stored row that the statement needs. */
+static void
+append_stored_columns(StringInfo sql, const Generator *gen, const char *alias)
+{
+	const IdemMergeInfo *info = gen->info;
+	bool		has_witness = false;
+
+	for (int i = 0; i < info->ncolumns + info->nlacking; i++)
+	{
+		const IdemColumn *column = i < info->ncolumns ? &info->columns[i] : NULL;
+		const char *name = quote_identifier(column ? column->name :
+											info->lacking[i - info->ncolumns].name);
+
+		if (column && (column->target_attnum == 0 || !(column->is_compared || column->is_kept)))
+			continue;
+		appendStringInfo(sql, "%s.%s, ", alias, name);
+		has_witness |= strcmp(name, gen->witness_column) == 0;
+	}
+	if (has_witness)
+		sql->data[sql->len -= 2] = '\0';	/* the last comma */
+	else
+		appendStringInfo(sql, "%s.%s", alias, gen->witness_column);
+}
+
+/* What a stored row of the same key comes from, by the name of t. */
+static void
+append_stored_join(StringInfo sql, const Generator *gen, int null_pattern, const char *indent)
+{
+	const IdemMergeInfo *info = gen->info;
+
+	appendStringInfo(sql, "%sLEFT JOIN %s AS ", indent, info->target_name);
+	if (info->target_predicate == NULL)
+	{
+		appendStringInfoString(sql, "t ON ");
+		append_key_condition(sql, gen, "t", "s", null_pattern);
+		appendStringInfoChar(sql, '\n');
+		return;
+	}
+	appendStringInfoString(sql, IDEM_EXPECTED_ALIAS " ON ");
+	append_key_condition(sql, gen, IDEM_EXPECTED_ALIAS, "s", null_pattern);
+	appendStringInfo(sql, " AND %s\n%sLEFT JOIN LATERAL (\n%s    SELECT ",
+					 info->target_predicate, indent, indent);
+	append_stored_columns(sql, gen, IDEM_EXPECTED_ALIAS);
+	appendStringInfo(sql, "\n%s    WHERE " IDEM_EXPECTED_ALIAS ".%s IS NOT NULL"
+					 "\n%s    UNION ALL\n%s    SELECT ",
+					 indent, gen->witness_column, indent, indent);
+	append_stored_columns(sql, gen, "l");
+	appendStringInfo(sql, "\n%s    FROM (\n%s        SELECT ", indent, indent);
+	append_stored_columns(sql, gen, "t");
+	appendStringInfo(sql, "\n%s        FROM %s AS t\n%s        WHERE "
+					 IDEM_EXPECTED_ALIAS ".%s IS NULL AND ",
+					 indent, info->target_name, indent, gen->witness_column);
+	append_key_condition(sql, gen, "t", "s", null_pattern);
+	appendStringInfo(sql, "\n%s        OFFSET 0\n%s    ) AS l\n%s) AS t ON true\n",
+					 indent, indent, indent);
 }
 
 /*
@@ -431,10 +512,9 @@ append_classified_rows(StringInfo sql, const Generator *gen, const char *tlist,
 
 		if (pattern > 0)
 			appendStringInfo(sql, "%sUNION ALL\n", indent);
-		appendStringInfo(sql, "%sSELECT %s\n%sFROM %s\n%sLEFT JOIN %s AS t ON ",
-						 indent, tlist, indent, from, indent, info->target_name);
-		append_key_condition(sql, gen, "s", apart ? pattern : nullable > 0 ? -1 : 0);
-		appendStringInfo(sql, "\n%sWHERE ", indent);
+		appendStringInfo(sql, "%sSELECT %s\n%sFROM %s\n", indent, tlist, indent, from);
+		append_stored_join(sql, gen, apart ? pattern : nullable > 0 ? -1 : 0, indent);
+		appendStringInfo(sql, "%sWHERE ", indent);
 		for (int i = 0; apart && i < info->nkeys; i++)
 			if (info->keys[i].nullable)
 				appendStringInfo(sql, "s.%s %s AND ", name_of(gen, info->keys[i].column),
@@ -457,7 +537,7 @@ append_key_arguments(StringInfo sql, const Generator *gen, const char *alias)
 static void
 append_with(StringInfo sql, const Generator *gen)
 {
-	appendStringInfoString(sql, "WITH s AS MATERIALIZED (\n");
+	appendStringInfoString(sql, "WITH " DISTINCT_ROWS_NAME " AS MATERIALIZED (\n");
 	append_distinct_rows(sql, gen, "    ");
 	appendStringInfoString(sql, ")");
 }
@@ -469,7 +549,7 @@ distinct_from(const Generator *gen, bool with, const char *indent)
 	StringInfoData from;
 
 	if (with)
-		return "s";
+		return DISTINCT_ROWS_NAME " AS s";
 	initStringInfo(&from);
 	appendStringInfoString(&from, "(\n");
 	append_distinct_rows(&from, gen, psprintf("%s    ", indent));
@@ -489,15 +569,15 @@ generate_update(const Generator *gen)
 	append_with(&sql, gen);
 	appendStringInfoString(&sql, ", l AS MATERIALIZED (\n    SELECT ");
 	append_columns(&sql, gen, "s");
-	appendStringInfo(&sql, "\n    FROM s\n    JOIN %s AS t ON ", info->target_name);
-	append_key_condition(&sql, gen, "s", pattern);
+	appendStringInfo(&sql, "\n    FROM " DISTINCT_ROWS_NAME " AS s\n    JOIN %s AS t ON ", info->target_name);
+	append_key_condition(&sql, gen, "t", "s", pattern);
 
 	/*
 	 * What is evaluated first in a join is not for us to say: the function
 	 * must not see pairs of different keys.
 	 */
 	appendStringInfoString(&sql, "\n    WHERE CASE WHEN ");
-	append_key_condition(&sql, gen, "s", pattern);
+	append_key_condition(&sql, gen, "t", "s", pattern);
 	appendStringInfo(&sql, "\n        THEN %s.idem_row_classify($1, %s", gen->schema, gen->witness);
 	append_pairs(&sql, gen, "s");
 	appendStringInfoString(&sql, ") ELSE false END\n    ORDER BY ");
@@ -511,9 +591,9 @@ generate_update(const Generator *gen)
 			comma = ", ";
 		}
 	/* A join may stop early; the counts want all rows to have been looked at. */
-	appendStringInfoString(&sql, "\nFROM l\nWHERE (SELECT pg_catalog.count(*) FROM s) IS NOT NULL"
+	appendStringInfoString(&sql, "\nFROM l\nWHERE (SELECT pg_catalog.count(*) FROM " DISTINCT_ROWS_NAME ") IS NOT NULL"
 						   "\n  AND (SELECT pg_catalog.count(*) FROM l) IS NOT NULL\n  AND ");
-	append_key_condition(&sql, gen, "l", pattern);
+	append_key_condition(&sql, gen, "t", "l", pattern);
 	appendStringInfo(&sql, "\nRETURNING %s.idem_row_applied($1", gen->schema);
 	append_key_arguments(&sql, gen, "t");
 	appendStringInfoChar(&sql, ')');
@@ -593,7 +673,7 @@ generate_insert(const Generator *gen)
 	{
 		/* The order of a UNION is that of its output columns. */
 		appendStringInfoString(&sql, "    SELECT * FROM (\n");
-		append_classified_rows(&sql, gen, classified_tlist(gen), "s", "        ");
+		append_classified_rows(&sql, gen, classified_tlist(gen), distinct_from(gen, true, ""), "        ");
 		appendStringInfoString(&sql, "    ) AS s\n");
 	}
 	else
@@ -657,7 +737,8 @@ init_generator(Generator *gen, const IdemMergeInfo *info, const char *schema, bo
 		}
 	}
 	gen->matched = matched;
-	gen->witness = psprintf("t.%s", quote_identifier(get_attname(info->target, info->witness, false)));
+	gen->witness_column = quote_identifier(get_attname(info->target, info->witness, false));
+	gen->witness = psprintf("t.%s", gen->witness_column);
 }
 
 /*
@@ -749,4 +830,48 @@ idem_sqlgen_add_columns(const IdemMergeInfo *info)
 			appendStringInfo(&sql, " COLLATE %s", collation_name(column->collation));
 	}
 	return sql.data;
+}
+
+/*
+ * A statement for people to read: long lines go on in the next one, after a
+ * comma and further to the right. Quoted names stay whole.
+ */
+char *
+idem_sqlgen_folded(const char *sql)
+{
+	StringInfoData folded;
+	int			line = 0;		/* where it begins */
+	int			indent = 0;
+	int			fold = 0;		/* where it can be folded, or 0 */
+	char		quote = '\0';
+
+	initStringInfo(&folded);
+	for (const char *p = sql; *p != '\0'; p++)
+	{
+		appendStringInfoChar(&folded, *p);
+		if (quote != '\0')
+			quote = *p == quote ? '\0' : quote;
+		else if (*p == '"' || *p == '\'')
+			quote = *p;
+		else if (*p == '\n')
+		{
+			line = folded.len;
+			indent = strspn(p + 1, " ");
+			fold = 0;
+		}
+		else if (*p == ' ' && folded.len >= 2 && folded.data[folded.len - 2] == ',')
+			fold = folded.len;
+
+		if (folded.len - line > MAX_SHOWN_LINE && fold > 0)
+		{
+			char	   *rest = pstrdup(folded.data + fold);
+
+			folded.len = fold - 1;
+			appendStringInfoChar(&folded, '\n');
+			line = folded.len;
+			appendStringInfo(&folded, "%*s%s", indent + 8, "", rest);
+			fold = 0;
+		}
+	}
+	return folded.data;
 }

@@ -41,6 +41,26 @@ have_package()
     dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^.i'
 }
 
+# Sets $python to the interpreter of an environment that has the packages of a
+# requirements file, made once for each content of that file; everybody can run it.
+python_environment()
+{
+    local name=$1 requirements=$2 dir
+    dir=${IDEM_PYTHONS:-/var/cache/idempotent_ingest}/python-$name-$(sha256sum "$requirements" | cut -c 1-12)
+    python=$dir/bin/python
+    [ ! -e "$dir/complete" ] || return 0
+    if ! have_package python3-venv; then
+        as_root env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -qq -y --no-install-recommends python3-venv </dev/null >/dev/null ||
+            die "python3-venv cannot be installed"
+    fi
+    echo "installing the packages of $requirements"
+    as_root mkdir -p "$dir"
+    as_root /usr/bin/python3 -m venv --clear "$dir"
+    as_root "$python" -m pip install -q --disable-pip-version-check --no-deps -r "$requirements"
+    as_root touch "$dir/complete"
+}
+
 # The PostgreSQL major to use: PG_MAJOR, or the newest that is installed with
 # all that is needed to build for it, or what the distribution offers.
 pg_major()

@@ -213,7 +213,7 @@ check_lists()
 
 check_versions()
 {
-    local makefile in_control in_meta
+    local makefile in_control in_meta in_debian
     makefile=$(make -s print-EXTVERSION)
     in_control=$(sed -n "s/^default_version = '\(.*\)'$/\1/p" "$control")
     in_meta=$(perl -MJSON::PP -0777 -ne '
@@ -223,6 +223,39 @@ check_versions()
     [ -e "$script" ] || echo "no $script, which EXTVERSION of the Makefile asks for"
     [ "$in_control" = "$makefile" ] || echo "Makefile: $makefile, $control: $in_control"
     [ "$in_meta" = "$makefile $makefile $script" ] || echo "Makefile: $makefile, META.json: $in_meta"
+    in_debian=$(sed -n '1s/.*(\(.*\)-[^-]*).*/\1/p' debian/changelog)
+    [ "$in_debian" = "$makefile" ] || echo "Makefile: $makefile, debian/changelog: $in_debian"
+}
+
+# What https://pgxn.org/spec/ asks for, as far as we use it.
+# shellcheck disable=SC2016
+check_meta()
+{
+    perl -MJSON::PP -0777 -ne '
+        my $meta = decode_json($_);
+        my $version = qr/^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)$/;
+        my %known = map { $_ => 1 } qw(name version abstract description maintainer license
+            release_status provides prereqs tags resources no_index generated_by meta-spec);
+        $known{$_} || /^x_/i or print "unknown key $_\n" for sort keys %$meta;
+        $meta->{$_} or print "$_ is missing\n"
+            for qw(name version abstract maintainer license provides meta-spec);
+        $meta->{version} =~ $version or print "version: $meta->{version}\n";
+        $meta->{license} eq "postgresql" or print "license: $meta->{license}\n";
+        $meta->{"meta-spec"}{version} eq "1.0.0" or print "meta-spec is not 1.0.0\n";
+        ($meta->{release_status} // "stable") =~ /^(stable|testing|unstable)$/ or print "release_status\n";
+        for my $name (sort keys %{ $meta->{provides} })
+        {
+            my $of = $meta->{provides}{$name};
+            $of->{version} =~ $version or print "$name: version\n";
+            -e $of->{$_} or print "$name: there is no $_\n" for qw(file docfile);
+        }
+        for my $phase (sort keys %{ $meta->{prereqs} })
+        {
+            $phase =~ /^(configure|build|test|runtime|develop)$/ or print "prereqs: $phase\n";
+            /^(requires|recommends|suggests|conflicts)$/ or print "prereqs: $phase: $_\n"
+                for keys %{ $meta->{prereqs}{$phase} };
+        }
+        length > 256 || m{[/\\[:cntrl:]]} and print "tag: $_\n" for @{ $meta->{tags} };' META.json
 }
 
 without_comments
@@ -243,7 +276,8 @@ check "cppcheck finds nothing" check_cppcheck
 check "formatted as pgindent does (make format)" bash test/indent.sh --check
 check "install script: guard, no OR REPLACE, everything has a comment" check_script
 check "tests listed in the Makefile are the files that exist" check_lists
-check "one version in Makefile, control file and META.json" check_versions
+check "META.json is as PGXN wants it" check_meta
+check "one version in Makefile, control file, META.json and debian/changelog" check_versions
 
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -83,7 +83,7 @@ summary=
 
 test_major()
 {
-    local major=$1 dir=$chroots/pg$1 suites="regress isolation" source line reason
+    local major=$1 dir=$chroots/pg$1 suites="regress isolation" source line reason extras extra
     # TAP starts many servers: once, on the newest release, will do.
     if [ "$major" = 18 ]; then
         suites="regress isolation regress-sql isolation-sql tap"
@@ -101,13 +101,20 @@ test_major()
         return
     fi
 
-    # For test/t/009_timescaledb.pl, which is skipped without it.
-    if [ "$major" = 18 ] && [ ! -e "$dir/usr/lib/postgresql/18/lib/timescaledb.so" ]; then
-        in_chroot "$dir" sh -c 'apt-get update -qq -o Acquire::Check-Valid-Until=false &&
-            DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
-                postgresql-18-timescaledb' </dev/null >"$log" 2>&1 ||
-            echo "TimescaleDB cannot be installed: its test will be skipped"
-    fi
+    # What tests need beyond the packages of the chroot. Without TimescaleDB its
+    # test is skipped; without pg_cron, test/setup.sh fails.
+    case $major in
+        17) extras="postgresql-17-cron" ;;
+        18) extras="postgresql-18-cron postgresql-18-timescaledb" ;;
+        *) extras= ;;
+    esac
+    for extra in $extras; do
+        if [ ! -e "$dir/usr/share/doc/$extra" ]; then
+            in_chroot "$dir" sh -c "apt-get update -qq -o Acquire::Check-Valid-Until=false &&
+                DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $extra" \
+                </dev/null >"$log" 2>&1 || echo "$extra cannot be installed"
+        fi
+    done
 
     # The numbers of users differ between suites, hence a copy, not a mount.
     source=$(mktemp -d "$dir/tmp/idem.XXXXXX")

@@ -2,15 +2,16 @@
 # What "make test" runs: builds and installs, then runs the suites against
 # throw-away servers, and counts what really ran.
 #   PG_MAJOR=NN                         which PostgreSQL, of those installed
-#   SUITES="regress isolation regress-sql isolation-sql tap scripts stress"
+#   SUITES="regress isolation regress-sql isolation-sql tap package dbt examples stress"
 #                                       "-sql": the same tests with the sql engine
 #   REGRESS, ISOLATION, PROVE_TESTS     only these tests
+#   PYTEST_ARGS="-k microbatch"         only these of the suites in Python
 #   STRESS                              only these parts of test/stress
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . test/lib.sh
 
-suites=${SUITES:-regress isolation regress-sql isolation-sql tap scripts stress}
+suites=${SUITES:-regress isolation regress-sql isolation-sql tap package dbt examples stress}
 engine=
 total_passed=0
 total_failed=0
@@ -118,22 +119,48 @@ prove_tests()
         PROVE_TESTS="$1" PROVE_FLAGS=--verbose)
 }
 
-# test/NAME_test.sh: passes by exit status, against a server of its own.
-scripts_suite()
+# A script that says "N passed, M failed" in its last line.
+script_suite()
 {
-    local script passed=0 failed=0
-    for script in test/*_test.sh; do
-        [ -e "$script" ] || continue
-        run with_cluster "$major" bash "$script"
-        if [ "$status" = 0 ]; then
-            echo "ok - $script"
-            passed=$((passed + 1))
-        else
-            echo "not ok - $script"
-            failed=$((failed + 1))
-        fi
-    done
-    record scripts "$passed" "$failed" 0
+    local name=$1
+    shift
+    run "$@"
+    if [[ $(tail -n 1 "$work/output") =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed(, ([0-9]+) skipped)?$ ]]; then
+        record "$name" "${BASH_REMATCH[1]}" "${BASH_REMATCH[2]}" "${BASH_REMATCH[4]:-0}"
+    else
+        record "$name" 0 1 0
+    fi
+}
+
+# The dbt package, with the real dbt.
+dbt_suite()
+{
+    python_environment dbt dbt/test/requirements.txt
+    pytest_suite dbt dbt/test
+}
+
+# Runs pytest on a directory, with $python, against a server of its own. A test
+# that is known to fail has not passed; its reason is printed.
+pytest_suite()
+{
+    local name=$1 failed
+    # shellcheck disable=SC2086
+    run with_cluster "$major" "$python" -m pytest -p no:cacheprovider -v -rA "$2" ${PYTEST_ARGS:-}
+    failed=$(count '^(FAILED|ERROR) ')
+    if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
+        failed=1
+    fi
+    record "$name" "$(count '^PASSED ')" "$failed" "$(count '^(SKIPPED|XFAIL) ')"
+}
+
+# The examples, with the Airflow of an environment of its own.
+examples_suite()
+{
+    local airflow
+    python_environment airflow test/examples/requirements-airflow.txt
+    airflow=$python
+    python_environment examples test/examples/requirements.txt
+    IDEM_AIRFLOW=$airflow pytest_suite examples test/examples
 }
 
 # test/stress starts servers of its own, and prints a line for each part.
@@ -178,7 +205,9 @@ for suite in $suites; do
         regress*) pg_regress_suite "$suite" REGRESS ISOLATION regression.diffs ;;
         isolation*) pg_regress_suite "$suite" ISOLATION REGRESS output_iso/regression.diffs ;;
         tap) tap_suite ;;
-        scripts) scripts_suite ;;
+        package) script_suite package bash test/package.sh ;;
+        dbt) dbt_suite ;;
+        examples) examples_suite ;;
         stress) stress_suite ;;
         *) die "no such suite: $suite" ;;
     esac
