@@ -312,6 +312,29 @@ BEGIN
 END $$;
 SELECT step, outcome, array_agg(columns ORDER BY columns) AS columns FROM wide_results GROUP BY 1, 2 ORDER BY 1, 2;
 
+-- A composite with NULL in it is neither IS NULL nor IS NOT NULL, and one of NULLs
+-- only IS NULL; as keys, both are values like others. v keeps what is stored, which
+-- is all that the constraint allows.
+CREATE TABLE composites (k int, p pair, v int CHECK (v < 10), w int, UNIQUE NULLS NOT DISTINCT (k, p));
+CREATE TABLE composites_s (k int, p pair, v int, w int);
+INSERT INTO composites_s VALUES (1, NULL, 1, 1), (1, '(,)', 2, 1), (1, '(2,)', 3, 1), (1, '(2,x)', 4, 1), (NULL, '(2,)', 5, 1), (NULL, NULL, 6, 1);
+SELECT summary FROM idem_merge('composites_s', 'composites', '{k,p}', '1');
+UPDATE composites_s SET v = v + 10, w = 2;
+SELECT summary FROM idem_merge('composites_s', 'composites', '{k,p}', '2', exclude_cols => '{v}');
+SELECT summary FROM idem_merge('composites_s', 'composites', '{k,p}', '3', exclude_cols => '{v}', target_predicate => 'k = 1');
+SELECT summary FROM idem_merge('composites_s', 'composites', '{k,p}', '4', mode => 'update', update_cols => '{w}');
+TABLE composites ORDER BY v;
+CREATE TABLE by_composite (p pair PRIMARY KEY, v int CHECK (v < 10), w int);
+INSERT INTO by_composite SELECT p, v, w FROM composites WHERE k = 1 AND p IS DISTINCT FROM NULL;
+DELETE FROM composites_s WHERE k IS NULL OR p IS NOT DISTINCT FROM NULL;
+UPDATE composites_s SET w = 3;
+ALTER TABLE composites_s DROP k;
+SELECT summary FROM idem_merge('composites_s', 'by_composite', '{p}', '1', exclude_cols => '{v}');
+SELECT summary FROM idem_merge('composites_s', 'by_composite', '{p}', '2', exclude_cols => '{v}', target_predicate => 'w = 3');
+UPDATE composites_s SET w = 4;
+SELECT summary FROM idem_merge('composites_s', 'by_composite', '{p}', '3', exclude_cols => '{v}', target_predicate => 'w = 3');
+TABLE by_composite ORDER BY v;
+
 -- Names of 63 bytes, and such that look like our own.
 CREATE TABLE "Staging of names, ""quoted"", 63 bytes long: xxxxxxxxxxxxxxxxxxxx" (
     "κλειδί-κλειδί-κλειδί-κλειδί-κλειδ1" int, matched text, "s" int, "t" int, "k'; --" text, "SELECT" int, "p.matched" int, matched_ int, d int, c int, "a b" text);

@@ -393,6 +393,25 @@ append_distinct_rows(StringInfo sql, const Generator *gen, const char *indent)
 }
 
 /*
+ * A test for NULL, to be written behind a value. For composites, IS NULL and IS
+ * NOT NULL look at their columns, and both can be false.
+ */
+static const char *
+null_test(Oid type, bool isnull)
+{
+	if (type_is_rowtype(type))
+		return isnull ? "IS NOT DISTINCT FROM NULL" : "IS DISTINCT FROM NULL";
+	return isnull ? "IS NULL" : "IS NOT NULL";
+}
+
+/* The same for the witness. */
+static const char *
+witness_test(const Generator *gen, bool isnull)
+{
+	return null_test(get_atttype(gen->info->target, gen->info->witness), isnull);
+}
+
+/*
  * The condition under which the row "stored" has the key of the row "alias". In an
  * index with NULLS NOT DISTINCT, NULL equals NULL: for the columns in
  * null_pattern the staged value is known to be NULL, for others known not to
@@ -411,15 +430,17 @@ append_key_condition(StringInfo sql, const Generator *gen, const char *stored_al
 		bool		can_be_null = info->nulls_not_distinct && key->nullable;
 		char	   *stored = key_value(gen, stored_alias, key);
 		char	   *staged = key_value(gen, alias, key);
+		const char *is_null = null_test(info->columns[key->column].type, true);
 
 		if (i > 0)
 			appendStringInfoString(sql, " AND ");
 		if (can_be_null && null_pattern >= 0 && (null_pattern & (1 << nullable)))
-			appendStringInfo(sql, "%s.%s IS NULL", stored_alias, name_of(gen, key->column));
+			appendStringInfo(sql, "%s.%s %s", stored_alias, name_of(gen, key->column), is_null);
 		else if (can_be_null && null_pattern < 0)
-			appendStringInfo(sql, "(%s %s %s OR (%s.%s IS NULL AND %s.%s IS NULL))",
-							 stored, operator_name(key->equal_operator), staged, stored_alias,
-							 name_of(gen, key->column), alias, name_of(gen, key->column));
+			appendStringInfo(sql, "(%s %s %s OR (%s.%s %s AND %s.%s %s))",
+							 stored, operator_name(key->equal_operator), staged,
+							 stored_alias, name_of(gen, key->column), is_null,
+							 alias, name_of(gen, key->column), is_null);
 		else
 			appendStringInfo(sql, "%s %s %s", stored, operator_name(key->equal_operator), staged);
 		nullable += can_be_null;
@@ -479,15 +500,16 @@ append_stored_join(StringInfo sql, const Generator *gen, int null_pattern, const
 	appendStringInfo(sql, " AND %s\n%sLEFT JOIN LATERAL (\n%s    SELECT ",
 					 info->target_predicate, indent, indent);
 	append_stored_columns(sql, gen, IDEM_EXPECTED_ALIAS);
-	appendStringInfo(sql, "\n%s    WHERE " IDEM_EXPECTED_ALIAS ".%s IS NOT NULL"
+	appendStringInfo(sql, "\n%s    WHERE " IDEM_EXPECTED_ALIAS ".%s %s"
 					 "\n%s    UNION ALL\n%s    SELECT ",
-					 indent, gen->witness_column, indent, indent);
+					 indent, gen->witness_column, witness_test(gen, false), indent, indent);
 	append_stored_columns(sql, gen, "l");
 	appendStringInfo(sql, "\n%s    FROM (\n%s        SELECT ", indent, indent);
 	append_stored_columns(sql, gen, "t");
 	appendStringInfo(sql, "\n%s        FROM %s AS t\n%s        WHERE "
-					 IDEM_EXPECTED_ALIAS ".%s IS NULL AND ",
-					 indent, info->target_name, indent, gen->witness_column);
+					 IDEM_EXPECTED_ALIAS ".%s %s AND ",
+					 indent, info->target_name, indent, gen->witness_column,
+					 witness_test(gen, true));
 	append_key_condition(sql, gen, "t", "s", null_pattern);
 	appendStringInfo(sql, "\n%s        OFFSET 0\n%s    ) AS l\n%s) AS t ON true\n",
 					 indent, indent, indent);
@@ -518,7 +540,8 @@ append_classified_rows(StringInfo sql, const Generator *gen, const char *tlist,
 		for (int i = 0; apart && i < info->nkeys; i++)
 			if (info->keys[i].nullable)
 				appendStringInfo(sql, "s.%s %s AND ", name_of(gen, info->keys[i].column),
-								 pattern & (1 << bit++) ? "IS NULL" : "IS NOT NULL");
+								 null_test(info->columns[info->keys[i].column].type,
+										   (pattern & (1 << bit++)) != 0));
 		appendStringInfo(sql, "%s.idem_row_classify($1, %s", gen->schema, gen->witness);
 		append_pairs(sql, gen, "s");
 		appendStringInfoString(sql, ")\n");
@@ -615,14 +638,15 @@ classified_tlist(const Generator *gen)
 
 		appendStringInfoString(&tlist, i > 0 ? ", " : "");
 		if (column->is_kept)
-			appendStringInfo(&tlist, "CASE WHEN %s IS NULL THEN s.%s ELSE t.%s END AS %s",
-							 gen->witness, name, name, name);
+			appendStringInfo(&tlist, "CASE WHEN %s %s THEN s.%s ELSE t.%s END AS %s",
+							 gen->witness, witness_test(gen, true), name, name, name);
 		else
 			appendStringInfo(&tlist, "s.%s", name);
 	}
 	for (int i = 0; i < info->nlacking; i++)
 		appendStringInfo(&tlist, ", t.%s", quote_identifier(info->lacking[i].name));
-	appendStringInfo(&tlist, ", %s IS NOT NULL AS %s", gen->witness, gen->matched);
+	appendStringInfo(&tlist, ", %s %s AS %s", gen->witness, witness_test(gen, false),
+					 gen->matched);
 	return tlist.data;
 }
 

@@ -111,6 +111,8 @@ class Model:
         self.extra = extra
         self.feature = feature
         self.nulls_are_keys = nulls_are_keys
+        # Which of several faults is reported is not said, so that these can always take another one's place.
+        self.refusals = {SQLSTATES[feature]} if feature in SQLSTATES else set()
         self.keys = [column for column in columns if column.role == "key"]
         self.state = State(columns)
         # What ROLLBACK and ROLLBACK TO SAVEPOINT go back to.
@@ -357,7 +359,7 @@ class Model:
             else:
                 counts["unchanged"] += 1
         if stale and call.on_stale == "error":
-            raise Refused({"II003"})
+            raise Refused({"II003"} | self.refusals)
         return tuple(counts[count] for count in COUNTS), writes
 
     def survivors(self, call, merged):
@@ -395,10 +397,9 @@ class Model:
             # "then the greatest image wins"; "in the order of the target's columns"
             by_key[key] = max(candidates, key=lambda row: [kinds[name].image_rank[row[name]] for name in kinds])
         if sqlstates:
-            # Which of several faults is reported is not said.
-            sqlstates |= {"II003"} if call.on_stale == "error" else set()
-            sqlstates |= {SQLSTATES[self.feature]} if self.feature in SQLSTATES else set()
-            raise Refused(sqlstates)
+            if call.on_stale == "error":
+                sqlstates.add("II003")
+            raise Refused(sqlstates | self.refusals)
         return by_key
 
 
