@@ -14,7 +14,7 @@ stored=${STORED:-1000000}
 staged=${STAGED:-100000}
 repeat=${REPEAT:-5}
 strategies="idem_merge merge delete+insert"
-run() { psql -XAtq -v ON_ERROR_STOP=1 "$@"; }
+run() { PGOPTIONS="-c client_min_messages=warning" psql -XAtq -v ON_ERROR_STOP=1 "$@"; }
 
 make_workdir
 python_environment dbt dbt/test/requirements.txt
@@ -38,7 +38,6 @@ SQL
 done
 
 run <<SQL
-SET client_min_messages = warning;
 CREATE EXTENSION IF NOT EXISTS idempotent_ingest;
 DROP SCHEMA IF EXISTS bench_dbt CASCADE;
 CREATE SCHEMA bench_dbt;
@@ -69,7 +68,7 @@ done | tee "$work/results"
 [ "$(cut -d ' ' -f 4 "$work/results" | sort -u | wc -l)" = 1 ] || die "the strategies do not end with the same rows"
 median()
 {
-    awk -v s="$1" -v f="$2" '$1 == s { print $f }' "$work/results" | sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
+    awk -v s="$1" -v f="$2" '$1 == s { print $f }' "$work/results" | sort -n | awk '{ v[NR] = $1 } END { printf "%.2f", v[int((NR + 1) / 2)] }'
 }
 for strategy in $strategies; do
     echo "$strategy: $(median "$strategy" 2) s, $(median "$strategy" 3) MB of WAL"

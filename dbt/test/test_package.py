@@ -49,8 +49,10 @@ def images(project, model="m"):
 
 
 def until(condition):
-    """Waits for a condition, for as long as the suite is given anyway."""
+    """Waits for a condition; one that is not true after three minutes never will be."""
+    given_up = time.monotonic() + 180
     while not condition():
+        assert time.monotonic() < given_up
         time.sleep(0.05)
 
 
