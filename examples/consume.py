@@ -141,6 +141,7 @@ def consume(args):
             # If Kafka has deleted messages that were not applied yet, do not jump over them.
             "auto.offset.reset": "error",
         }
+        | dict(setting.split("=", 1) for setting in args.X)
     )
     if args.partition:
         start(kafka, [TopicPartition(args.topic, partition) for partition in args.partition])
@@ -175,6 +176,7 @@ def main():
     parser.add_argument("--topic", required=True)
     parser.add_argument("--group", default="accounts")
     parser.add_argument("--batch-size", type=int, default=500)
+    parser.add_argument("-X", action="append", default=[], metavar="PROPERTY=VALUE", help="for the client, as in kcat")
     parser.add_argument("--partition", type=int, action="append", help="without a group: take this one, and no other")
     consume(parser.parse_args())
 

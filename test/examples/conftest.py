@@ -94,6 +94,17 @@ class Ordeal:
             self.kills += 1
         return status
 
+    def lose_answers(self):
+        """Lose about half of the answers to COMMIT, and never more than three on end: attempts are limited."""
+        on_end = 0
+
+        def drop():
+            nonlocal on_end
+            on_end = on_end + 1 if on_end < 3 and self.rng.random() < 0.5 else 0
+            return on_end > 0
+
+        self.proxy.drop = drop
+
     def output(self):
         return self.log.read_text()
 
@@ -116,7 +127,7 @@ def rng(request):
 
 @pytest.fixture
 def ordeal(request, rng, tmp_path):
-    database = os.environ.get("XDB","examples")
+    database = "examples"
     with psycopg.connect(dbname="postgres", autocommit=True) as conn:
         conn.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
         conn.execute(f"CREATE DATABASE {database} TEMPLATE template0")
@@ -132,4 +143,11 @@ def ordeal(request, rng, tmp_path):
 
 @pytest.fixture
 def kills():
+    """How often to kill an example."""
+    return int(os.environ.get("IDEM_KILLS") or 10)
+
+
+@pytest.fixture
+def losses():
+    """How many answers to COMMIT to lose."""
     return int(os.environ.get("IDEM_KILLS") or 20)

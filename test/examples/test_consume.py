@@ -134,10 +134,10 @@ def test_killed(topic, ordeal, rng, kills):
         topic.check()
 
 
-def test_answers_lost(topic, ordeal, rng, kills):
-    ordeal.proxy.drop = lambda: rng.random() < 0.5
+def test_answers_lost(topic, ordeal, losses):
+    ordeal.lose_answers()
     process = topic.start("--partition=0")
-    while ordeal.proxy.dropped < kills:
+    while ordeal.proxy.dropped < losses:
         topic.send(0, 30)
         wait_until(topic.drained, "all messages are applied")
         topic.check()
@@ -187,9 +187,11 @@ def test_group(topic, ordeal):
     topic.mislead()
     for partition in topic.logs:
         topic.send(partition, 20)
-    first = topic.start()
+    # The broker notices members that come and go when the session of another one ends.
+    quick = "-Xsession.timeout.ms=6000", "-Xheartbeat.interval.ms=500"
+    first = topic.start(*quick)
     wait_until(topic.drained, "the first one applies all messages")
-    second = topic.start()
+    second = topic.start(*quick)
     wait_until(lambda: ordeal.output().count(": from message ") == 2 * PARTITIONS, "the partitions are shared out anew")
     for partition in topic.logs:
         topic.send(partition, 20)

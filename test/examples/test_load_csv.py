@@ -36,15 +36,15 @@ def test_killed(program, ordeal, files, rng, tmp_path, kills):
         files.check(ordeal)
 
 
-def test_answers_lost(program, ordeal, files, rng, tmp_path, kills):
+def test_answers_lost(program, ordeal, files, tmp_path, losses):
     # The shell takes a nap between two attempts, which need not be long here.
     sleep = tmp_path / "bin" / "sleep"
     sleep.parent.mkdir()
     sleep.write_text("#!/bin/sh\n")
     sleep.chmod(0o755)
 
-    ordeal.proxy.drop = lambda: rng.random() < 0.5
-    while ordeal.proxy.dropped < kills:
+    ordeal.lose_answers()
+    while ordeal.proxy.dropped < losses:
         paths = [files.write(tmp_path / f"{len(files.orders)}.csv") for _ in range(10)]
         assert ordeal.run(*program, *paths, env={"PATH": f"{sleep.parent}:{os.environ['PATH']}"}) == 0
         files.check(ordeal)
