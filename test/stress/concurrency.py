@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
+from cluster import progress
 from model import COUNTS, Call, Column, Model
 from values import Kind
 
@@ -448,6 +449,7 @@ def play_all(cluster, database, seed, schedules):
     stage = Stage(cluster, database)
     try:
         for i in range(schedules):
+            progress(database, i, schedules)
             problem = stage.play(seed * 1_000_000 + i)
             if problem:
                 return stage.seen, problem

@@ -9,6 +9,7 @@ from collections import Counter
 
 import psycopg
 
+from cluster import progress
 from values import KINDS, TYPES
 
 SETUP = TYPES + """
@@ -183,6 +184,7 @@ def play_all(cluster, database, seed, calls):
     rng = random.Random(seed)
     seen, problems = Counter(functions=len(functions)), []
     for number in range(calls):
+        progress(database, number, calls)
         if number % 500 == 0:
             # A new session, and the relations as they were.
             connection.close()
