@@ -728,6 +728,7 @@ COMMENT ON COLUMN @extschema@.idem_job.nowait IS 'argument of idem_merge()';
 COMMENT ON COLUMN @extschema@.idem_job.exclusive IS 'argument of idem_merge()';
 COMMENT ON COLUMN @extschema@.idem_job.dry_run IS 'argument of idem_merge()';
 COMMENT ON COLUMN @extschema@.idem_job.metadata IS 'argument of idem_merge()';
+COMMENT ON COLUMN @extschema@.idem_job.target_predicate IS 'argument of idem_merge()';
 COMMENT ON INDEX @extschema@.idem_job_waiting_idx IS 'finds the next job to be run, and those that are running';
 
 REVOKE ALL ON @extschema@.idem_job FROM PUBLIC;

@@ -55,9 +55,12 @@ SHOW idempotent_ingest.retention;
 SHOW idempotent_ingest.key_retention;
 SELECT name, setting, unit, context, vartype, min_val, max_val FROM pg_settings
 WHERE name IN ('idempotent_ingest.retention', 'idempotent_ingest.key_retention') ORDER BY name;
+-- the message has units from PostgreSQL 17 on
+\set VERBOSITY sqlstate
 SET idempotent_ingest.retention = '-1d';
 SET idempotent_ingest.retention = '400000d';
 SET idempotent_ingest.retention = 'soon';
+\set VERBOSITY default
 SET idempotent_ingest.key_retention = '36500d';
 SHOW idempotent_ingest.key_retention;
 RESET idempotent_ingest.key_retention;

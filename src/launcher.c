@@ -167,29 +167,24 @@ look_at_workers(void)
 		Database   *database = lookup(worker->database, true);
 		pid_t		pid;
 
-		switch (worker->state)
+		if (worker->state == IDEM_WORKER_STARTING || worker->state == IDEM_WORKER_RUNNING)
 		{
-			case IDEM_WORKER_STARTING:
-			case IDEM_WORKER_RUNNING:
-				database->knowledge = STARTED;
-				database->slot = worker->slot;
-				/* The process may have ended before it has taken its place. */
-				if (worker->pid != 0 || database->handle == NULL ||
-					GetBackgroundWorkerPid(database->handle, &pid) != BGWH_STOPPED)
-				{
-					if (worker->state == IDEM_WORKER_STARTING)
-						looking++;
-					break;
-				}
-				worker->state = IDEM_WORKER_FAILED;
-				/* FALLTHROUGH */
-			default:
-				if (worker->pid != 0)
-					break;		/* about to end, and will wake us */
-				idem_shmem_release_worker(worker->slot);
-				worker_has_ended(database, worker->state);
-				break;
+			database->knowledge = STARTED;
+			database->slot = worker->slot;
+			/* The process may have ended before it has taken its place. */
+			if (worker->pid != 0 || database->handle == NULL ||
+				GetBackgroundWorkerPid(database->handle, &pid) != BGWH_STOPPED)
+			{
+				if (worker->state == IDEM_WORKER_STARTING)
+					looking++;
+				continue;
+			}
+			worker->state = IDEM_WORKER_FAILED;
 		}
+		if (worker->pid != 0)
+			continue;			/* about to end, and will wake us */
+		idem_shmem_release_worker(worker->slot);
+		worker_has_ended(database, worker->state);
 	}
 	return looking;
 }

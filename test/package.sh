@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 . test/lib.sh
 
 bash test/setup.sh
-for package in debhelper dpkg-dev postgresql-server-dev-all unzip; do
+for package in build-essential debhelper postgresql-server-dev-all unzip; do
     if ! have_package "$package"; then
         echo "package: installing $package"
         as_root env DEBIAN_FRONTEND=noninteractive \

@@ -16,6 +16,8 @@ import psycopg
 import pytest
 from proxy import Proxy
 
+pytest.register_assert_rewrite("orders")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SEED = int(os.environ.get("IDEM_SEED") or random.randrange(10**6))
 PATIENCE = 180  # seconds, for what is to happen at some time
@@ -114,7 +116,7 @@ def rng(request):
 
 @pytest.fixture
 def ordeal(request, rng, tmp_path):
-    database = "examples"
+    database = os.environ.get("XDB","examples")
     with psycopg.connect(dbname="postgres", autocommit=True) as conn:
         conn.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
         conn.execute(f"CREATE DATABASE {database} TEMPLATE template0")

@@ -41,8 +41,10 @@ class Dag:
             )
 
     def run(self, killed_after=None):
+        # A manual run is about the interval that ended last.
+        run_dag = Path(__file__).parent / "run_dag.py"
         return self.ordeal.run(
-            PYTHON, Path(__file__).parent / "run_dag.py", self.day, env=self.env, killed_after=killed_after
+            PYTHON, run_dag, self.day + timedelta(days=1), env=self.env, killed_after=killed_after
         )
 
 

@@ -146,15 +146,15 @@ def test_answers_lost(topic, ordeal, rng, kills):
 
 def test_zombies(topic, ordeal, rng, kills):
     """A consumer hangs, another one takes its partition over, and the first one wakes up."""
-    ordeal.conn.execute("ALTER DATABASE examples SET idle_in_transaction_session_timeout = '50ms'")
+    ordeal.conn.execute("ALTER DATABASE examples SET idle_in_transaction_session_timeout = '1s'")
     topic.send(0, 30)
     process = topic.start("--partition=0")
     wait_until(topic.drained, "all messages are applied")
     terminate(process)
     messages = ordeal.proxy.messages
 
-    lost = 0
-    for _ in range(max(1, kills // 5)):
+    hung = 0
+    while hung < max(1, kills // 5):
         topic.send(0, 30)
         zombie = topic.start(
             "--partition=0",
@@ -163,7 +163,7 @@ def test_zombies(topic, ordeal, rng, kills):
         )
         wait_until(lambda: stopped(zombie) or topic.drained(), "it hangs, or is done")
         ordeal.proxy.after(0, None)
-        lost += not topic.drained()
+        hung += not topic.drained()  # if it had something to do
         successor = topic.start("--partition=0")
         topic.send(0, 10)
         wait_until(topic.drained, "all messages are applied")
@@ -175,7 +175,6 @@ def test_zombies(topic, ordeal, rng, kills):
         terminate(zombie)
         terminate(successor)
         topic.check()
-    assert lost > 0, "some had something to do when they hung"
 
 
 def stopped(process):

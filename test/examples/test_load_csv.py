@@ -27,7 +27,7 @@ def test_killed(program, ordeal, files, rng, tmp_path, kills):
     messages = ordeal.proxy.messages * 5 // 4  # some attempts are not to be killed
 
     while ordeal.kills < kills:
-        path = files.write(tmp_path / f"{ordeal.kills}.csv")
+        path = files.write(tmp_path / f"{len(files.orders)}.csv")
         while status := ordeal.run(
             *program, path, killed_after=rng.randint(1, messages), alone=rng.random() < 0.5
         ):
@@ -45,7 +45,7 @@ def test_answers_lost(program, ordeal, files, rng, tmp_path, kills):
 
     ordeal.proxy.drop = lambda: rng.random() < 0.5
     while ordeal.proxy.dropped < kills:
-        paths = [files.write(tmp_path / f"{ordeal.proxy.dropped}-{i}.csv") for i in range(10)]
+        paths = [files.write(tmp_path / f"{len(files.orders)}.csv") for _ in range(10)]
         assert ordeal.run(*program, *paths, env={"PATH": f"{sleep.parent}:{os.environ['PATH']}"}) == 0
         files.check(ordeal)
     assert ordeal.output().count(": replayed:") > 0
