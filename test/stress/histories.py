@@ -606,8 +606,8 @@ class Player:
         found = self.connection.execute(
             "SELECT "
             + ", ".join(f"(SELECT array_agg(ARRAY[{values}]) FROM {target})" for target in TARGETS)
-            + ", (SELECT jsonb_agg(jsonb_build_array(target::text, pipeline, batch_id, operation, revision, fingerprint,"
-            f" {counts})) FROM idem_ledger)"
+            + ", (SELECT jsonb_agg(jsonb_build_array(target::text, pipeline, batch_id, operation, revision,"
+            f" fingerprint, {counts})) FROM idem_ledger)"
             ", (SELECT jsonb_agg(jsonb_build_array(action, entry->>'pipeline', entry->>'batch_id')) FROM idem_audit)"
             ", (SELECT jsonb_agg(jsonb_build_array(target, operation)) FROM log)"
         ).fetchone()
