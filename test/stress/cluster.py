@@ -13,6 +13,12 @@ import psycopg
 EXTENSION = "idempotent_ingest"
 
 
+def progress(database, done, size):
+    """Says now and then how far a process has come."""
+    if done and done % 1000 == 0:
+        print(f"# {database}: {done} of {size}", flush=True)
+
+
 class Cluster:
     """A server in a directory of its own, which listens on a Unix socket there. Use it in a with statement."""
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 
 import psycopg
 
+from cluster import progress
 from model import COUNTS, Call, Column, Model
 from values import Kind
 
@@ -351,7 +352,8 @@ class Stage:
         written = defaultdict(dict)
         counts = Counter()
         for moment, xid, batch, old, new in self.control.execute(
-            "SELECT moment, xid::text, batch, CASE WHEN old IS NOT NULL THEN ARRAY[(old).k::text, (old).v, (old).ver::text] END,"
+            "SELECT moment, xid::text, batch,"
+            " CASE WHEN old IS NOT NULL THEN ARRAY[(old).k::text, (old).v, (old).ver::text] END,"
             " CASE WHEN new IS NOT NULL THEN ARRAY[(new).k::text, (new).v, (new).ver::text] END FROM log"
             " ORDER BY moment"
         ).fetchall():
@@ -386,7 +388,8 @@ class Stage:
                         problems.append(f"{one} has made {after} of {before}")
                 elif not any(after_merge(one, state) == state for state in during(states[key], merge)):
                     problems.append(
-                        f"{one} has left {list(during(states[key], merge))} as it was, from {merge.began} to {merge.ended}"
+                        f"{one} has left {list(during(states[key], merge))} as it was,"
+                        f" from {merge.began} to {merge.ended}"
                     )
 
     def describe(self, schedule, seed):
@@ -436,7 +439,7 @@ def after_merge(call, before):
 
 
 def during(history, merge):
-    """The states of a key at the time of a merge: from the moment of each to the end of the transaction that ended it."""
+    """The states of a key at the time of a merge. Each is there until the transaction that ended it was committed."""
     for i, (moment, state, *_) in enumerate(history):
         until = history[i + 1][2] if i + 1 < len(history) else merge.ended
         if moment <= merge.ended and until >= merge.began:
@@ -448,6 +451,7 @@ def play_all(cluster, database, seed, schedules):
     stage = Stage(cluster, database)
     try:
         for i in range(schedules):
+            progress(database, i, schedules)
             problem = stage.play(seed * 1_000_000 + i)
             if problem:
                 return stage.seen, problem

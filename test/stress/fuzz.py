@@ -9,6 +9,7 @@ from collections import Counter
 
 import psycopg
 
+from cluster import progress
 from values import KINDS, TYPES
 
 SETUP = TYPES + """
@@ -32,9 +33,10 @@ CREATE FOREIGN TABLE no_file (k int, v text) SERVER files OPTIONS (filename '/no
 EXPECTED = ("00000", "22004", "22023", "42809", "42703", "42P10", "II001")
 
 RELATIONS = """t s s t s s_twice parted parted_1 no_key no_columns v mv seq unlogged t_pkey t_v_idx no_file pair
-    idem_ledger idem_batches idem_audit idem_job idem_job_id_seq pg_class pg_stat_activity information_schema.tables""".split()
-WORDS = """upsert insert update error latest any skip apply ignore add_columns reapply b1 b2 b3 merge claim queued sql native
-    content: k v ver""".split()
+    idem_ledger idem_batches idem_audit idem_job idem_job_id_seq pg_class pg_stat_activity
+    information_schema.tables""".split()
+WORDS = """upsert insert update error latest any skip apply ignore add_columns reapply b1 b2 b3 merge claim queued
+    sql native content: k v ver""".split()
 TEXTS = [
     "",
     " ",
@@ -183,6 +185,7 @@ def play_all(cluster, database, seed, calls):
     rng = random.Random(seed)
     seen, problems = Counter(functions=len(functions)), []
     for number in range(calls):
+        progress(database, number, calls)
         if number % 500 == 0:
             # A new session, and the relations as they were.
             connection.close()

@@ -13,6 +13,7 @@ import hypothesis
 import psycopg
 from hypothesis import strategies as st
 
+from cluster import progress
 from model import COUNTS, Call, Column, Model
 from values import KINDS, NUMBER, REFERENCE, TYPES, VERSION_KINDS, learn_all
 
@@ -253,7 +254,8 @@ def quoted(text):
 class Player:
     """Runs histories in a database of its own."""
 
-    def __init__(self, cluster, database):
+    def __init__(self, cluster, database, histories):
+        self.database, self.histories = database, histories
         cluster.create_database(database)
         self.connection = cluster.connect(database)
         self.connection.execute("SET client_min_messages = error")
@@ -277,6 +279,7 @@ class Player:
             return error.sqlstate
 
     def play(self, shape, base, history):
+        progress(self.database, self.seen["histories"], self.histories)
         self.prepare(shape)
         self.base = base
         self.calls = []
@@ -603,8 +606,8 @@ class Player:
         found = self.connection.execute(
             "SELECT "
             + ", ".join(f"(SELECT array_agg(ARRAY[{values}]) FROM {target})" for target in TARGETS)
-            + ", (SELECT jsonb_agg(jsonb_build_array(target::text, pipeline, batch_id, operation, revision, fingerprint,"
-            f" {counts})) FROM idem_ledger)"
+            + ", (SELECT jsonb_agg(jsonb_build_array(target::text, pipeline, batch_id, operation, revision,"
+            f" fingerprint, {counts})) FROM idem_ledger)"
             ", (SELECT jsonb_agg(jsonb_build_array(action, entry->>'pipeline', entry->>'batch_id')) FROM idem_audit)"
             ", (SELECT jsonb_agg(jsonb_build_array(target, operation)) FROM log)"
         ).fetchone()
@@ -636,7 +639,7 @@ class Player:
 
 def play_all(cluster, database, seed, histories):
     """Returns what was seen, and the counterexample if there is one."""
-    player = Player(cluster, database)
+    player = Player(cluster, database, histories)
     rng = random.Random(seed)
     try:
         while player.seen["histories"] < histories:

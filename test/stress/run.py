@@ -20,7 +20,7 @@ from cluster import Cluster
 
 # name: function, variable with the size, default size, what must have been seen in a run of that size
 PARTS = {
-    "histories": (histories.play_all, "HISTORIES", 3000, histories.EXPECTED),
+    "histories": (histories.play_all, "HISTORIES", 6000, histories.EXPECTED),
     "concurrency": (concurrency.play_all, "SCHEDULES", 300, concurrency.EXPECTED),
     "fuzz": (fuzz.play_all, "CALLS", 20000, fuzz.EXPECTED),
 }
