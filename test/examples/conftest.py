@@ -137,7 +137,7 @@ def ordeal(request, rng, tmp_path):
     ordeal = Ordeal(database, Proxy(host, port), rng, tmp_path / "log")
     yield ordeal
     ordeal.end()
-    figures.append(f"{request.node.name}: {ordeal.kills} kills, {ordeal.proxy.dropped} answers to COMMIT lost")
+    figures.append(f"{request.node.nodeid}: {ordeal.kills} kills, {ordeal.proxy.dropped} answers to COMMIT lost")
     sys.stdout.write(ordeal.output())
 
 

@@ -83,7 +83,7 @@ def test_killed(dag, ordeal, rng, kills):
 
     while ordeal.kills < kills:
         dag.export()
-        while status := dag.run(killed_after=rng.randint(1, messages)):
+        while status := dag.run(killed_after=rng.randint(1, messages) if ordeal.kills < kills else None):
             assert status == -signal.SIGKILL
             dag.files.check(ordeal, complete=False)
         dag.files.check(ordeal)

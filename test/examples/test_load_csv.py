@@ -29,7 +29,10 @@ def test_killed(program, ordeal, files, rng, tmp_path, kills):
     while ordeal.kills < kills:
         path = files.write(tmp_path / f"{len(files.orders)}.csv")
         while status := ordeal.run(
-            *program, path, killed_after=rng.randint(1, messages), alone=rng.random() < 0.5
+            *program,
+            path,
+            killed_after=rng.randint(1, messages) if ordeal.kills < kills else None,
+            alone=rng.random() < 0.5,
         ):
             assert status == -signal.SIGKILL
             files.check(ordeal, complete=False)
