@@ -19,6 +19,7 @@
  *	UNKNOWN		place reserved and process registered			STARTED
  *	UNKNOWN		a command has the database blocked, or no place	UNKNOWN
  *	STARTED		worker ends: no extension						ABSENT
+ *	STARTED		the same, after CREATE or ALTER EXTENSION		UNKNOWN
  *	STARTED		worker ends: told to (setting, command)			UNKNOWN
  *	STARTED		worker ends otherwise, or never started			BACKOFF
  *	ABSENT		CREATE or ALTER EXTENSION committed there		UNKNOWN
@@ -92,6 +93,7 @@ typedef struct Database
 	Oid			oid;			/* hash key */
 	Knowledge	knowledge;
 	bool		listed;			/* in the latest look at pg_database */
+	bool		changed;		/* since its worker was started */
 	int			failures;		/* in a row */
 	TimestampTz next_start;		/* when knowledge is ABSENT or BACKOFF */
 	TimestampTz started_at;
@@ -129,7 +131,8 @@ worker_has_ended(Database *database, IdemWorkerState outcome)
 	switch (outcome)
 	{
 		case IDEM_WORKER_ABSENT:
-			database->knowledge = ABSENT;
+			/* What has changed since then, the worker may not have seen. */
+			database->knowledge = database->changed ? UNKNOWN : ABSENT;
 			database->failures = 0;
 			database->next_start = TimestampTzPlusMilliseconds(now, RECHECK_SECONDS * 1000L);
 			break;
@@ -189,6 +192,16 @@ look_at_workers(void)
 	return looking;
 }
 
+/* The extension may have come to a database, or to the reach of its worker. */
+static void
+note_change(Database *database)
+{
+	if (database->knowledge == STARTED)
+		database->changed = true;
+	else
+		database->knowledge = UNKNOWN;
+}
+
 /* Look again where the extension may have come to. */
 static void
 look_at_changes(void)
@@ -202,16 +215,16 @@ look_at_changes(void)
 	for (int i = 0; i < count; i++)
 	{
 		database = lookup(changed[i], false);
-		if (database && database->knowledge != STARTED)
-			database->knowledge = UNKNOWN;
+		if (database)
+			note_change(database);
 	}
 	if (!all)
 		return;
 	hash_seq_init(&scan, databases);
 	while ((database = hash_seq_search(&scan)) != NULL)
 	{
-		if (database->knowledge == ABSENT)
-			database->knowledge = UNKNOWN;
+		if (database->knowledge != BACKOFF)
+			note_change(database);
 	}
 }
 
@@ -312,6 +325,7 @@ start_worker(Database *database)
 		return false;
 	}
 	database->knowledge = STARTED;
+	database->changed = false;
 	database->started_at = GetCurrentTimestamp();
 	return true;
 }
