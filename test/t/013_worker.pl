@@ -357,20 +357,4 @@ sub run_endless_job
         'succeeded|1', 'and has lost no attempt by that');
 }
 
-# A worker that is sent to a database as soon as it exists finds no extension, and
-# leaves. What is created at that very moment must not be missed.
-{
-    my $created = 0;
-    for (1 .. 40)
-    {
-        make_database($node, 'young', 'public');
-        $node->poll_query_until('postgres',
-            q{SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = 'young' AND backend_type = 'idempotent_ingest worker'
-                AND query LIKE 'waiting for jobs%'}) or last;
-        $node->safe_psql('postgres', 'DROP DATABASE young');
-        $created++;
-    }
-    is($created, 40, 'a worker comes to a database that gets the extension at once');
-}
-
 done_testing();
