@@ -285,8 +285,9 @@ class Player:
         self.calls = []
         try:
             for step, *arguments in history:
-                self.script.append(f"-- {step}")
-                getattr(self, step)(*arguments)
+                if step != "nothing":
+                    self.script.append(f"-- {step}")
+                    getattr(self, step)(*arguments)
             if self.model.saved:
                 self.end("COMMIT")
         finally:
@@ -309,9 +310,6 @@ class Player:
         self.engine = None
 
     # Steps
-
-    def nothing(self):
-        pass
 
     def begin(self, isolation):
         if not self.model.saved:
