@@ -157,8 +157,8 @@ list_to_text_array(List *list)
 
 /*
  * Is there a row with this key, by the snapshot that a statement would have now?
- * Most batches are new, and this costs a fifth of the statement that says so. In
- * doubt it is true.
+ * Most batches are new, and this tells it sooner than a statement would, of which
+ * most of the time goes to its start and its end. In doubt it is true.
  */
 static bool
 has_row(const IdemLedger *ledger, const IdemBatchKey *key)
