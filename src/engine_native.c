@@ -22,7 +22,6 @@
 #include "access/genam.h"
 #include "access/heapam.h"
 #include "access/nbtree.h"
-#include "access/skey.h"
 #include "access/table.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -38,13 +37,13 @@
 #include "utils/rel.h"
 #include "utils/rls.h"
 #include "utils/snapmgr.h"
-#include "utils/sortsupport.h"
 
 #include "attempt.h"
 #include "compat.h"
 #include "engine_native.h"
 #include "native_batch.h"
 #include "native_changes.h"
+#include "native_index.h"
 #include "native_number.h"
 #include "native_write.h"
 #include "progress.h"
@@ -93,8 +92,7 @@ typedef struct NativeRun
 	IdemRow    *staged;
 	Datum	   *stored;			/* by position in info->columns */
 	bool	   *stored_nulls;
-	AttrNumber	last_key;		/* how far a stored row must be deformed */
-	AttrNumber	last_compared;
+	AttrNumber	last_compared;	/* how far a stored row must be deformed */
 	uint64		matched;		/* rows of the batch that a pass has found */
 	bool		stale_error;
 	bool		fills;			/* an empty target, which is ours alone */
@@ -248,22 +246,6 @@ idem_engine_native_note_skipped(const IdemMergeInfo *info)
 
 	if (target && target->pause > 0 && --target->pause == 0)
 		target->fallbacks = 0;
-}
-
-/* Take the columns of the key from a stored row. */
-static void
-get_stored_key(NativeRun *run, TupleTableSlot *slot, Datum *keys, bool *nulls)
-{
-	const IdemMergeInfo *info = run->info;
-
-	slot_getsomeattrs(slot, run->last_key);
-	for (int i = 0; i < info->nkeys; i++)
-	{
-		int			attribute = info->columns[info->keys[i].column].target_attnum - 1;
-
-		keys[i] = slot->tts_values[attribute];
-		nulls[i] = slot->tts_isnull[attribute];
-	}
 }
 
 /* Has the staged row at hand, whose hash is the same, the key of a stored one? */
@@ -473,7 +455,7 @@ scan_target(NativeRun *run)
 			tuples[count] = *ExecFetchSlotHeapTuple(next, false, NULL);
 			ExecStoreBufferHeapTuple(&tuples[count], slots[count],
 									 ((BufferHeapTupleTableSlot *) next)->buffer);
-			get_stored_key(run, slots[count], keys, nulls);
+			idem_index_get_key(run->info, slots[count], keys, nulls);
 			hashes[count] = idem_batch_hash(run->batch, keys, nulls);
 			idem_batch_prefetch(run->batch, hashes[count]);
 		}
@@ -514,126 +496,33 @@ scan_target(NativeRun *run)
 	classify_rest(run);
 }
 
-/* Stored rows by the key's index. */
-typedef struct IndexReader
-{
-	Relation	index;
-	IndexScanDesc scan;
-	TupleTableSlot *stored;
-	bool		found;			/* there is a row in stored */
-	ScanKeyData keys[INDEX_MAX_KEYS];
-	SortSupportData order[INDEX_MAX_KEYS];
-} IndexReader;
-
-static void
-begin_reader(NativeRun *run, IndexReader *reader, bool probes)
-{
-	const IdemMergeInfo *info = run->info;
-
-	reader->index = index_open(info->index, AccessShareLock);
-	reader->stored = table_slot_create(run->target, NULL);
-	memset(reader->order, 0, sizeof(reader->order));
-	for (int i = 0; i < info->nkeys; i++)
-	{
-		const IdemKeyColumn *key = &info->keys[i];
-		SortSupport order = &reader->order[i];
-
-		ScanKeyEntryInitialize(&reader->keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
-							   key->collation, get_opcode(key->equal_operator), (Datum) 0);
-		order->ssup_cxt = CurrentMemoryContext;
-		order->ssup_collation = key->collation;
-		order->ssup_nulls_first = key->nulls_first;
-		PrepareSortSupportFromOrderingOp(key->sort_operator, order);
-	}
-	reader->scan = index_beginscan_compat(run->target, reader->index, run->snapshot,
-										  probes ? info->nkeys : 0);
-	reader->found = false;
-	if (!probes)
-	{
-		index_rescan(reader->scan, NULL, 0, NULL, 0);
-		reader->found = index_getnext_slot(reader->scan, ForwardScanDirection, reader->stored);
-	}
-}
-
-static void
-end_reader(IndexReader *reader)
-{
-	index_endscan(reader->scan);
-	ExecDropSingleTupleTableSlot(reader->stored);
-	index_close(reader->index, NoLock);
-}
-
-/* Look the stored row of the staged one at hand up. */
-static void
-probe(NativeRun *run, IndexReader *reader)
-{
-	const IdemMergeInfo *info = run->info;
-
-	for (int i = 0; i < info->nkeys; i++)
-	{
-		int			column = info->keys[i].column;
-
-		reader->keys[i].sk_argument = run->staged->values[column];
-		reader->keys[i].sk_flags = run->staged->nulls[column] ? SK_ISNULL | SK_SEARCHNULL : 0;
-	}
-	index_rescan(reader->scan, reader->keys, info->nkeys, NULL, 0);
-	reader->found = index_getnext_slot(reader->scan, ForwardScanDirection, reader->stored);
-}
-
-/* Go on to the first stored row that is not below the staged one at hand; is it of its key? */
-static bool
-advance(NativeRun *run, IndexReader *reader)
-{
-	const IdemMergeInfo *info = run->info;
-
-	while (reader->found)
-	{
-		Datum		keys[INDEX_MAX_KEYS];
-		bool		nulls[INDEX_MAX_KEYS];
-		int			order = 0;
-
-		CHECK_FOR_INTERRUPTS();
-		get_stored_key(run, reader->stored, keys, nulls);
-		for (int i = 0; order == 0 && i < info->nkeys; i++)
-		{
-			int			column = info->keys[i].column;
-
-			order = ApplySortComparator(keys[i], nulls[i], run->staged->values[column],
-										run->staged->nulls[column], &reader->order[i]);
-		}
-		if (order >= 0)
-			return order == 0;
-		reader->found = index_getnext_slot(reader->scan, ForwardScanDirection, reader->stored);
-	}
-	return false;
-}
-
 /* Find the stored rows of a batch in memory by their index, in its order. */
 static void
 probe_target(NativeRun *run)
 {
 	IdemChanges *all = idem_changes_begin(run->info, run->store);
-	IndexReader reader;
+	IdemIndex  *index;
+	TupleTableSlot *stored;
 	IdemRowRef	ref;
 	ItemPointerData tid;
 	int64		rows = 0;
 
 	(void) list_unmatched(run, all);
 	idem_changes_sort(all);
-	begin_reader(run, &reader, true);
+	index = idem_index_begin(run->info, run->target, run->snapshot, true);
 	while (!run->contention && idem_changes_next(all, &run->staged, &ref, &tid))
 	{
 		CHECK_FOR_INTERRUPTS();
 		idem_store_deform(run->store, run->staged);
-		probe(run, &reader);
-		if (reader.found)
-			classify_pair(run, ref, reader.stored);
+		stored = idem_index_probe(index, run->staged);
+		if (stored)
+			classify_pair(run, ref, stored);
 		else
 			classify_unmatched(run, ref);
 		if (IDEM_PROGRESS_IS_DUE(++rows))
 			note_unwritten(run);
 	}
-	end_reader(&reader);
+	idem_index_end(index);
 	idem_changes_end(all);
 }
 
@@ -644,25 +533,24 @@ probe_target(NativeRun *run)
 static void
 merge_sorted(NativeRun *run, bool probes)
 {
-	IndexReader reader;
+	IdemIndex  *index = idem_index_begin(run->info, run->target, run->snapshot, probes);
+	TupleTableSlot *stored;
 	IdemRow    *row;
 	int64		rows = 0;
 
-	begin_reader(run, &reader, probes);
 	while (!run->contention && (row = idem_batch_next_sorted(run->batch)) != NULL)
 	{
 		CHECK_FOR_INTERRUPTS();
 		run->staged = row;
-		if (probes)
-			probe(run, &reader);
-		if (probes ? reader.found : advance(run, &reader))
-			classify_pair(run, 0, reader.stored);
+		stored = probes ? idem_index_probe(index, row) : idem_index_advance(index, row);
+		if (stored)
+			classify_pair(run, 0, stored);
 		else
 			classify_unmatched(run, 0);
 		if (IDEM_PROGRESS_IS_DUE(++rows))
 			note_unwritten(run);
 	}
-	end_reader(&reader);
+	idem_index_end(index);
 }
 
 /*
@@ -672,22 +560,17 @@ merge_sorted(NativeRun *run, bool probes)
 static void
 find_largest_key(NativeRun *run)
 {
-	Relation	index = index_open(run->info->index, AccessShareLock);
-	TupleTableSlot *stored = table_slot_create(run->target, NULL);
-	IndexScanDesc scan = index_beginscan_compat(run->target, index, run->snapshot, 0);
+	IdemIndex  *index = idem_index_begin(run->info, run->target, run->snapshot, false);
+	TupleTableSlot *stored = idem_index_last(index);
+	Datum		keys[INDEX_MAX_KEYS];
+	bool		nulls[INDEX_MAX_KEYS];
 
-	index_rescan(scan, NULL, 0, NULL, 0);
-	if (index_getnext_slot(scan, BackwardScanDirection, stored))
+	if (stored)
 	{
-		Datum		keys[INDEX_MAX_KEYS];
-		bool		nulls[INDEX_MAX_KEYS];
-
-		get_stored_key(run, stored, keys, nulls);
+		idem_index_get_key(run->info, stored, keys, nulls);
 		idem_batch_set_bound(run->batch, keys, nulls);
 	}
-	index_endscan(scan);
-	ExecDropSingleTupleTableSlot(stored);
-	index_close(index, NoLock);
+	idem_index_end(index);
 }
 
 /* Are fewer stored rows looked at by the index than by a pass over all? */
@@ -790,9 +673,8 @@ prepare(NativeRun *run)
 	{
 		const IdemColumn *column = &info->columns[info->keys[i].column];
 
-		run->last_key = Max(run->last_key, column->target_attnum);
+		run->last_compared = Max(run->last_compared, column->target_attnum);
 	}
-	run->last_compared = run->last_key;
 	for (int i = 0; i < info->ncolumns; i++)
 		if (info->columns[i].is_compared)
 			run->last_compared = Max(run->last_compared, info->columns[i].target_attnum);
