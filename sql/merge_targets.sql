@@ -235,10 +235,19 @@ SELECT arguments, ouroboros(format('SELECT public.idem_merge(''targets.selfish_s
 SET targets.again = $$SELECT public.idem_merge('targets.selfish_s', 'targets.ouroboros', '{k}', 'c')$$;
 \set SHOW_CONTEXT never
 SELECT summary FROM idem_merge('selfish_s', 'ouroboros', '{k}', 'c');
--- One that has the running batch forgotten, and perhaps merged at once: there
--- would be no ledger row to complete, or that of another merge.
+-- One that claims the running batch; one that has it forgotten, of which the
+-- ledger knows nothing yet, and perhaps merges it at once; one that records it
+-- by hand; one that sets another role, which is not who asked for the merge.
+SELECT ouroboros($$SELECT public.idem_claim('c', 'targets.ouroboros')$$, ', ''c''');
 SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'c')$$, ', ''c''');
-SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'c'), public.idem_merge('targets.selfish_s', 'targets.ouroboros', '{k}', 'c')$$, ', ''c''');
+SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'd'), public.idem_merge('targets.selfish_s', 'targets.ouroboros', '{k}', 'd')$$, ', ''d''');
+SELECT ouroboros($$INSERT INTO public.idem_ledger (target, pipeline, batch_id, operation, applied_at, xid) VALUES ('targets.ouroboros', '', 'd', 'merge', now(), pg_current_xact_id()) ON CONFLICT DO NOTHING$$, ', ''d''');
+BEGIN;
+SELECT ouroboros($$SET LOCAL ROLE pg_monitor$$, ', ''e''');
+SELECT current_user;
+COMMIT;
+SELECT role = current_user AS by_who_asked FROM idem_batches WHERE batch_id = 'e' AND target = 'ouroboros'::regclass;
+-- With a row there is something to forget.
 SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'b')$$, ', ''b'', on_mismatch => ''apply''');
 CREATE FUNCTION ouroboros_forgets() RETURNS text LANGUAGE sql VOLATILE AS $$ SELECT public.idem_forget('targets.ouroboros', 'b')::text $$;
 CREATE VIEW ouroboros_s AS SELECT 1 AS k, ouroboros_forgets() AS v;

@@ -7,11 +7,11 @@
  * pg_catalog; nothing that a user defined runs with it. Callers hold an SPI
  * connection and check the rights of the user themselves.
  *
- * The row of a batch is inserted before the batch has any effect, and is
- * completed in the same transaction: there is no such thing as a row in
- * progress that a crash could leave behind. Until it is completed, the row of a
- * merge has no fingerprint; what the merge itself runs, a trigger for example,
- * can see it then.
+ * The row of a batch is written once, in the transaction of the batch and after
+ * all else: there is no such thing as a row in progress that a crash could leave
+ * behind. Two submitters of a batch meet at the lock of the batch (turn.c), which
+ * both take before they look here; the primary key stands behind it, so that
+ * even somebody who takes no lock cannot have a batch recorded twice.
  *
  * Once a batch has expired, all that is left of its row is the key and what
  * tells one kind of row from another; its options are NULL, which those of a
@@ -156,12 +156,13 @@ list_to_text_array(List *list)
 }
 
 /*
- * Is there a row with this key, by the snapshot that a statement would have now?
- * Most batches are new, and this tells it sooner than a statement would, of which
- * most of the time goes to its start and its end. In doubt it is true.
+ * Is there a row with this key, by the snapshot that a statement would have now,
+ * or by one that sees all that is committed (latest)? Most batches are new, and
+ * this tells it sooner than a statement would, of which most of the time goes to
+ * its start and its end. In doubt it is true.
  */
 static bool
-has_row(const IdemLedger *ledger, const IdemBatchKey *key)
+has_row(const IdemLedger *ledger, const IdemBatchKey *key, bool latest)
 {
 	/* In the order of the primary key. */
 	const Datum values[] = {ObjectIdGetDatum(key->target), CStringGetTextDatum(key->pipeline),
@@ -187,7 +188,7 @@ has_row(const IdemLedger *ledger, const IdemBatchKey *key)
 		ScanKeyEntryInitialize(&scan_keys[i], 0, i + 1, BTEqualStrategyNumber, InvalidOid,
 							   index->rd_indcollation[i], equals[i], values[i]);
 	CommandCounterIncrement();
-	PushActiveSnapshot(GetTransactionSnapshot());
+	PushActiveSnapshot(latest ? GetLatestSnapshot() : GetTransactionSnapshot());
 	slot = table_slot_create(table, NULL);
 	scan = index_beginscan_compat(table, index, GetActiveSnapshot(), lengthof(values));
 	index_rescan(scan, scan_keys, lengthof(values), NULL, 0);
@@ -198,6 +199,16 @@ has_row(const IdemLedger *ledger, const IdemBatchKey *key)
 	index_close(index, NoLock);
 	table_close(table, NoLock);
 	return found;
+}
+
+/*
+ * Above READ COMMITTED: is there a row that the transaction's snapshot does not
+ * see? The primary key would say so in the end; this says it at once.
+ */
+bool
+idem_ledger_is_hidden(const IdemLedger *ledger, const IdemBatchKey *key)
+{
+	return IsolationUsesXactSnapshot() && has_row(ledger, key, true);
 }
 
 /*
@@ -216,7 +227,7 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 	Datum		value;
 
 	memset(entry, 0, sizeof(*entry));
-	if (!has_row(ledger, key))
+	if (!has_row(ledger, key, false))
 		return false;
 	key_arguments(&args, key);
 	idem_spi_arg_text(&args, options);
@@ -281,53 +292,70 @@ idem_ledger_try_lock(const IdemLedger *ledger, const IdemBatchKey *key)
 		run_once(ledger, sql, &args) == 0;
 }
 
-/* $5 and on: what both idem_ledger_insert() and idem_ledger_revise() set. */
-static void
-batch_arguments(IdemSpiArgs *args, const int32 *turn_class, const char *options,
-				Datum metadata, bool metadata_null)
+/*
+ * Begin to say what is to be recorded: who asks for it, and what for. That is
+ * done before anything else runs, which might set another role. What is not
+ * given here is zero; palloc'd in the current memory context.
+ */
+void
+idem_ledger_begin_record(IdemLedgerRecord *record, const char *options, Datum metadata,
+						 bool metadata_null)
 {
-	idem_spi_arg_text(args, GetUserNameFromId(GetUserId(), false));
-	idem_spi_arg_text(args, application_name);
-	idem_spi_arg(args, INT4OID, Int32GetDatum(turn_class ? *turn_class : 0), turn_class == NULL);
-	idem_spi_arg_text(args, options);
-	idem_spi_arg(args, JSONBOID, metadata, metadata_null);
+	memset(record, 0, sizeof(*record));
+	record->role = GetUserNameFromId(GetUserId(), false);
+	record->application_name = pstrdup(application_name);
+	record->options = options;
+	record->metadata = metadata;
+	record->metadata_null = metadata_null;
+}
+
+/* $5 and on: what a row gets, by whatever statement. */
+#define RECORDED "role, application_name, turn, options, fingerprint, fingerprint_version," \
+	" fingerprint_columns, engine, applied_at, elapsed, " ROW_COUNTS
+#define RECORDED_VALUES "$5::name, $6, $7, $8::jsonb, $9, $10, $11, $12, $13, $14," \
+	" $15, $16, $17, $18, $19, $20, $21, $22"
+
+static void
+record_arguments(IdemSpiArgs *args, const IdemLedgerRecord *record)
+{
+	bool		is_merge = record->is_merge;
+
+	idem_spi_arg_text(args, record->role);
+	idem_spi_arg_text(args, record->application_name);
+	idem_spi_arg(args, INT4OID, Int32GetDatum(record->turn_class ? *record->turn_class : 0),
+				 record->turn_class == NULL);
+	idem_spi_arg_text(args, record->options);
+	idem_spi_arg_text(args, record->fingerprint);
+	idem_spi_arg(args, INT2OID, Int16GetDatum(IDEM_FINGERPRINT_VERSION), !is_merge);
+	idem_spi_arg(args, TEXTARRAYOID, list_to_text_array(record->columns), !is_merge);
+	idem_spi_arg_text(args, record->engine);
+	idem_spi_arg(args, TIMESTAMPTZOID, TimestampTzGetDatum(record->applied_at), false);
+	idem_spi_arg(args, INTERVALOID, IntervalPGetDatum(&record->elapsed), !is_merge);
+	for (int i = 0; i < IDEM_LEDGER_COUNTS; i++)
+		idem_spi_arg(args, INT8OID, Int64GetDatum(record->rows[i]), !is_merge);
+	idem_spi_arg(args, JSONBOID, record->metadata, record->metadata_null);
 }
 
 /*
- * Record a batch, before it has any effect. False if another transaction has
- * recorded it meanwhile; above READ COMMITTED that is 40001.
+ * Record a batch that had no row. False if it has one by now, from somebody who
+ * takes no batch lock; above READ COMMITTED that is 40001.
  */
 bool
-idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key, bool is_merge,
-				   const int32 *turn_class, const char *options, const char *fingerprint,
-				   Datum metadata, bool metadata_null)
+idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key,
+				   const IdemLedgerRecord *record)
 {
 	IdemSpiArgs args = {0};
 
 	key_arguments(&args, key);
-	batch_arguments(&args, turn_class, options, metadata, metadata_null);
+	record_arguments(&args, record);
 	idem_spi_arg(&args, REGTYPEOID, ObjectIdGetDatum(key->target_type), false);
-	idem_spi_arg_text(&args, is_merge ? "merge" : "claim");
-	idem_spi_arg_text(&args, fingerprint);
+	idem_spi_arg_text(&args, record->is_merge ? "merge" : "claim");
 	return run_cached(ledger,
-					  psprintf("INSERT INTO %s.idem_ledger (target, pipeline, batch_id, claimed_by,"
-							   " role, application_name, turn, options, metadata,"
-							   " target_type, operation, fingerprint, applied_at, xid)"
-							   " VALUES ($1, $2, $3, $4, $5::name, $6, $7, $8::jsonb, $9,"
-							   " $10, $11, $12, clock_timestamp(), pg_current_xact_id())"
-							   " ON CONFLICT DO NOTHING", ledger->schema), &args) > 0;
-}
-
-/* A merge has one row, unless something that it runs has removed it. */
-static void
-require_one_row(uint64 processed, const IdemBatchKey *key)
-{
-	if (processed != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-				 errmsg("batch \"%s\" was forgotten while it was merged", key->batch_id),
-				 errdetail("A trigger, a default or a view that the merge runs has called idem_forget()."),
-				 errhint("Call idem_forget() before the merge or after it.")));
+					  psprintf("INSERT INTO %s.idem_ledger (target, pipeline, batch_id, claimed_by, "
+							   RECORDED ", metadata, target_type, operation, xid)"
+							   " VALUES ($1, $2, $3, $4, " RECORDED_VALUES ", $23, $24, $25,"
+							   " pg_current_xact_id()) ON CONFLICT DO NOTHING",
+							   ledger->schema), &args) > 0;
 }
 
 /*
@@ -336,54 +364,32 @@ require_one_row(uint64 processed, const IdemBatchKey *key)
  */
 void
 idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char *action,
-				   const int32 *turn_class, const char *options,
-				   Datum metadata, bool metadata_null)
+				   const IdemLedgerRecord *record)
 {
 	IdemSpiArgs args = {0};
 
 	key_arguments(&args, key);
-	idem_spi_arg_text(&args, GetUserNameFromId(GetUserId(), false));
+	idem_spi_arg_text(&args, record->role);
 	idem_spi_arg_text(&args, action);
 	(void) run_once(ledger,
 					psprintf("INSERT INTO %s.idem_audit (role, action, entry)"
 							 " SELECT $5::name, $6, to_jsonb(l) FROM %s.idem_ledger l" WHERE_KEY,
 							 ledger->schema, ledger->schema), &args);
 	args.count = 4;
-	batch_arguments(&args, turn_class, options, metadata, metadata_null);
-	require_one_row(run_once(ledger,
-							 psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
-									  " earlier_fingerprints = CASE WHEN options IS NOT NULL"
-									  " THEN earlier_fingerprints || fingerprint END,"
-									  " fingerprint = NULL, role = $5::name, application_name = $6,"
-									  " turn = $7, options = $8::jsonb,"
-									  " metadata = COALESCE($9, metadata),"
-									  " xid = pg_current_xact_id()" WHERE_KEY,
-									  ledger->schema), &args), key);
-}
-
-/* Write the outcome of a merge into its row; rows as in IdemLedgerEntry. */
-void
-idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key, const int64 *rows,
-					 const char *fingerprint, List *columns, const char *engine,
-					 TimestampTz finished, const Interval *elapsed)
-{
-	IdemSpiArgs args = {0};
-
-	key_arguments(&args, key);
-	for (int i = 0; i < IDEM_LEDGER_COUNTS; i++)
-		idem_spi_arg(&args, INT8OID, Int64GetDatum(rows[i]), false);
-	idem_spi_arg_text(&args, fingerprint);
-	idem_spi_arg(&args, INT2OID, Int16GetDatum(IDEM_FINGERPRINT_VERSION), false);
-	idem_spi_arg(&args, TEXTARRAYOID, list_to_text_array(columns), false);
-	idem_spi_arg_text(&args, engine);
-	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(finished), false);
-	idem_spi_arg(&args, INTERVALOID, IntervalPGetDatum(elapsed), false);
-	require_one_row(run_cached(ledger,
-							   psprintf("UPDATE %s.idem_ledger SET (" ROW_COUNTS ", fingerprint,"
-										" fingerprint_version, fingerprint_columns, engine, applied_at, elapsed) ="
-										" ROW($5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
-										WHERE_KEY " AND fingerprint IS NULL",
-										ledger->schema), &args), key);
+	record_arguments(&args, record);
+	if (run_once(ledger,
+				 psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
+						  " earlier_fingerprints = CASE WHEN options IS NOT NULL"
+						  " THEN earlier_fingerprints || fingerprint END,"
+						  " (" RECORDED ") = ROW(" RECORDED_VALUES "),"
+						  " metadata = COALESCE($23, metadata),"
+						  " xid = pg_current_xact_id()" WHERE_KEY,
+						  ledger->schema), &args) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("batch \"%s\" was forgotten while it was merged", key->batch_id),
+				 errdetail("A trigger, a default or a view that the merge runs has called idem_forget()."),
+				 errhint("Call idem_forget() before the merge or after it.")));
 }
 
 /*

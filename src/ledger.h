@@ -40,8 +40,7 @@ typedef struct IdemLedgerEntry
 	bool		expired;		/* what follows is not known any more, except
 								 * revision and applied_at */
 	int32		revision;
-	char	   *fingerprint;	/* NULL if a claim had none, or while this
-								 * transaction merges the batch */
+	char	   *fingerprint;	/* NULL if a claim had none */
 	List	   *columns;		/* of char *, covered by the fingerprint */
 	int64		rows[IDEM_LEDGER_COUNTS];	/* staged, duplicate, inserted,
 											 * updated, deleted, unchanged,
@@ -54,21 +53,37 @@ typedef struct IdemLedgerEntry
 								 * NULL */
 } IdemLedgerEntry;
 
+/* What a batch leaves in its row. */
+typedef struct IdemLedgerRecord
+{
+	bool		is_merge;
+	const char *role;
+	const char *application_name;
+	const char *options;
+	const char *fingerprint;	/* NULL if a claim has none */
+	TimestampTz applied_at;
+	Datum		metadata;
+	bool		metadata_null;
+	/* Of a merge only. */
+	const int32 *turn_class;	/* NULL if it does not commute with others */
+	List	   *columns;		/* of char *, covered by the fingerprint */
+	const char *engine;
+	Interval	elapsed;
+	int64		rows[IDEM_LEDGER_COUNTS];	/* as in IdemLedgerEntry */
+} IdemLedgerRecord;
+
 extern const IdemLedger *idem_ledger_open(Oid function);
 extern const IdemLedger *idem_ledger_open_in(Oid namespace_oid);
 extern bool idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key,
 							 const char *options, bool lock, IdemLedgerEntry *entry);
 extern bool idem_ledger_try_lock(const IdemLedger *ledger, const IdemBatchKey *key);
-extern bool idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key, bool is_merge,
-							   const int32 *turn_class, const char *options,
-							   const char *fingerprint, Datum metadata, bool metadata_null);
+extern bool idem_ledger_is_hidden(const IdemLedger *ledger, const IdemBatchKey *key);
+extern void idem_ledger_begin_record(IdemLedgerRecord *record, const char *options, Datum metadata,
+									 bool metadata_null);
+extern bool idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key,
+							   const IdemLedgerRecord *record);
 extern void idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key,
-							   const char *action, const int32 *turn_class, const char *options,
-							   Datum metadata, bool metadata_null);
-extern void idem_ledger_complete(const IdemLedger *ledger, const IdemBatchKey *key,
-								 const int64 *rows, const char *fingerprint, List *columns,
-								 const char *engine, TimestampTz finished,
-								 const Interval *elapsed);
+							   const char *action, const IdemLedgerRecord *record);
 extern bool idem_ledger_overtaken(const IdemLedger *ledger, Oid target, const int32 *turn_class);
 extern List *idem_ledger_pipelines(const IdemLedger *ledger, const IdemBatchKey *key,
 								   const TimestampTz *applied_since);

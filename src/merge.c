@@ -1,11 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * merge.c
- *	  One merge from beginning to end: resolve, lock, claim, apply, record.
+ *	  One merge from beginning to end: resolve, lock, look up, apply, record.
  *
  * Locks are taken in this order: target and staging; the batch, with its ledger
  * row if there is one and it may be rewritten (reapply, apply); the target's
- * turn; the ledger row if it is new; rows of the target in key order. The batch
+ * turn; rows of the target in key order; the ledger row if it is new. The batch
  * comes before the turn so that a replay does not queue behind merges of other
  * batches (unless its id is derived: then it has to look at the target), and so
  * that nowait finds out about the same batch at once. Whoever has the turn never
@@ -49,9 +49,14 @@ typedef struct Merge
 	IdemBatchKey key;
 	bool		derived;		/* the batch id is */
 	char	   *fingerprint;	/* known before the batch is applied, or NULL */
+	IdemLedgerRecord record;
 	TimestampTz started;
 	IdemMergeResult *result;
+	struct Merge *outer;
 } Merge;
+
+/* The innermost merge that is applying a batch: what it runs can start others. */
+static Merge *applying = NULL;
 
 /* An interval of microseconds; longer ones than a day stay hours. */
 static Interval
@@ -232,6 +237,27 @@ report_mismatch(const IdemBatchKey *key, const IdemLedgerEntry *entry, bool cont
 			 errhint("Give other content another batch id, or use on_mismatch => 'apply' to apply it under this one.")));
 }
 
+/*
+ * 55006: whatever a merge runs asks for the very batch that the merge is about,
+ * of which the ledger does not know yet, or knows only the earlier revision.
+ */
+static void
+require_not_applying(const IdemBatchKey *key)
+{
+	for (const Merge *merge = applying; merge; merge = merge->outer)
+	{
+		if (merge->key.target == key->target && merge->key.claimed_by == key->claimed_by &&
+			strcmp(merge->key.pipeline, key->pipeline) == 0 &&
+			strcmp(merge->key.batch_id, key->batch_id) == 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("batch \"%s\" is being merged by this very transaction",
+							key->batch_id),
+					 errdetail("A trigger, a default or a view that the merge runs has called idem_merge() or idem_claim() for the same batch."),
+					 errhint("Give the inner call another batch id or another pipeline.")));
+	}
+}
+
 /* II001: the id belongs to the other function. */
 static void
 report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
@@ -245,8 +271,8 @@ report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 }
 
 /*
- * 40001: a ledger row is in the way, and cannot be seen. Only somebody who does
- * not lock batches can have come before us.
+ * 40001: a ledger row is in the way, and cannot be seen. It was committed after
+ * the snapshot was taken, or comes from somebody who does not lock batches.
  */
 static void
 report_race(const IdemBatchKey *key)
@@ -254,6 +280,7 @@ report_race(const IdemBatchKey *key)
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 			 errmsg("could not serialize access to batch \"%s\"", key->batch_id),
+			 errdetail("Another transaction has recorded it meanwhile."),
 			 errhint("Run the transaction again.")));
 }
 
@@ -309,14 +336,6 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 
 	if (!entry->is_merge)
 		report_other_operation(&merge->key, entry);
-	/* A row without fingerprint is not complete: nobody else would see it. */
-	if (entry->fingerprint == NULL && !entry->expired)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_IN_USE),
-				 errmsg("batch \"%s\" is being merged by this very transaction",
-						merge->key.batch_id),
-				 errdetail("A trigger, a default or a view that the merge runs has called idem_merge() for the same batch."),
-				 errhint("Give the inner call another batch id or another pipeline.")));
 	if (entry->expired)
 	{
 		/* Nothing is left to compare with. Who wants this content gets it. */
@@ -430,18 +449,17 @@ run_engine(Merge *merge, IdemCounts *counts, char **fingerprint)
 	return ENGINE_SQL;
 }
 
-/* Apply the batch, whose ledger row is ours, and complete the row. */
+/* Apply the batch, and say what of it is to be recorded. */
 static void
-apply(Merge *merge, const char *status, int32 revision)
+apply(Merge *merge)
 {
 	IdemMergeResult *result = merge->result;
+	IdemLedgerRecord *record = &merge->record;
 	IdemCounts	counts = {0};
 	char	   *fingerprint;
-	const char *engine;
-	TimestampTz finished;
 
 	add_columns(merge);
-	engine = run_engine(merge, &counts, &fingerprint);
+	record->engine = run_engine(merge, &counts, &fingerprint);
 	if (merge->fingerprint && strcmp(merge->fingerprint, fingerprint) != 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -450,19 +468,22 @@ apply(Merge *merge, const char *status, int32 revision)
 				 errdetail("The batch id was derived from what it contained before."),
 				 errhint("Run the transaction again, or give a batch id.")));
 	idem_progress_begin(merge->info->target, IDEM_PHASE_RECORDING);
-	finished = GetCurrentTimestamp();
-	set_rows(result->rows, &counts);
-	result->elapsed = elapsed_interval(merge->started, finished);
-	idem_ledger_complete(merge->ledger, &merge->key, result->rows, fingerprint,
-						 staged_columns(merge->info), engine, finished, &result->elapsed);
-	result->status = status;
-	result->revision = revision;
+	record->is_merge = true;
+	record->applied_at = GetCurrentTimestamp();
+	record->elapsed = elapsed_interval(merge->started, record->applied_at);
+	record->turn_class = turn_class(merge->info);
+	record->fingerprint = fingerprint;
+	record->columns = staged_columns(merge->info);
+	set_rows(record->rows, &counts);
+
 	result->fingerprint = fingerprint;
-	result->engine = engine;
-	result->applied_at = finished;
+	memcpy(result->rows, record->rows, sizeof(result->rows));
+	result->engine = record->engine;
+	result->applied_at = record->applied_at;
+	result->elapsed = record->elapsed;
 }
 
-/* Replay, or claim and apply, the batch that merge->key names. */
+/* Replay the batch that merge->key names, or apply and record it. */
 static void
 submit(Merge *merge)
 {
@@ -470,30 +491,35 @@ submit(Merge *merge)
 	IdemLedgerEntry entry;
 	const char *action;
 
+	require_not_applying(&merge->key);
 	idem_progress_begin(merge->key.target, IDEM_PHASE_WAITING);
 	if (!idem_turn_lock_batch(merge->key.target, merge->key.pipeline, merge->key.batch_id,
 							  merge->key.claimed_by, request->nowait, merge->ledger->owner))
 		report_busy(&merge->key);
+	idem_ledger_begin_record(&merge->record, merge->info->options,
+							 request->metadata, request->metadata_null);
+	merge->outer = applying;
+	applying = merge;
 	if (!find(merge, &entry))
 	{
-		take_turn(merge);
-		if (idem_ledger_insert(merge->ledger, &merge->key, true, turn_class(merge->info),
-							   merge->info->options, NULL,
-							   request->metadata, request->metadata_null))
-		{
-			apply(merge, "applied", 1);
-			return;
-		}
-		if (!find(merge, &entry))
+		if (idem_ledger_is_hidden(merge->ledger, &merge->key))
 			report_race(&merge->key);
+		take_turn(merge);
+		apply(merge);
+		if (!idem_ledger_insert(merge->ledger, &merge->key, &merge->record))
+			report_race(&merge->key);
+		merge->result->status = "applied";
+		merge->result->revision = 1;
 	}
-	action = decide(merge, &entry);
-	if (action == NULL)
-		return;
-	take_turn(merge);
-	idem_ledger_revise(merge->ledger, &merge->key, action, turn_class(merge->info),
-					   merge->info->options, request->metadata, request->metadata_null);
-	apply(merge, "reapplied", entry.revision + 1);
+	else if ((action = decide(merge, &entry)) != NULL)
+	{
+		take_turn(merge);
+		apply(merge);
+		idem_ledger_revise(merge->ledger, &merge->key, action, &merge->record);
+		merge->result->status = "reapplied";
+		merge->result->revision = entry.revision + 1;
+	}
+	applying = merge->outer;
 }
 
 /* Count what the merge would do. */
@@ -618,6 +644,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 {
 	TimestampTz started = GetCurrentTimestamp();
 	uint64		wal_bytes = pgWalUsage.wal_bytes;
+	Merge	   *outer = applying;
 
 	memset(result, 0, sizeof(*result));
 	PG_TRY();
@@ -626,6 +653,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 	}
 	PG_CATCH();
 	{
+		applying = outer;
 		/* Those who may not merge into the target do not count there. */
 		if (result->permitted)
 			idem_stats_count_error(request->target, geterrcode());
@@ -720,7 +748,6 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 {
 	IdemBatchKey key = {0};
 	IdemLedgerEntry entry;
-	bool		known;
 	bool		claimed;
 
 	PreventCommandIfReadOnly("idem_claim()");
@@ -742,14 +769,21 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 	}
 	else
 		key.claimed_by = GetUserId();
+	require_not_applying(&key);
 	(void) idem_turn_lock_batch(key.target, pipeline, batch_id, key.claimed_by, false,
 								ledger->owner);
-	known = idem_ledger_find(ledger, &key, "{}", false, &entry);
-	claimed = !known &&
-		idem_ledger_insert(ledger, &key, false, NULL, "{}", fingerprint, metadata, metadata_null);
-	if (!known && !claimed && !idem_ledger_find(ledger, &key, "{}", false, &entry))
-		report_race(&key);
-	if (!claimed)
+	claimed = !idem_ledger_find(ledger, &key, "{}", false, &entry);
+	if (claimed)
+	{
+		IdemLedgerRecord record;
+
+		idem_ledger_begin_record(&record, "{}", metadata, metadata_null);
+		record.fingerprint = fingerprint;
+		record.applied_at = GetCurrentTimestamp();
+		if (!idem_ledger_insert(ledger, &key, &record))
+			report_race(&key);
+	}
+	else
 	{
 		if (entry.is_merge)
 			report_other_operation(&key, &entry);
