@@ -700,8 +700,7 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 									  "ROW EXCLUSIVE",
 									  info->target_name, info->staging_name,
 									  info->commutes ? ", beside merges of the same columns" : "");
-	explanation->statement =
-		idem_sqlgen_folded(idem_engine_sql_statement(&source, info, request->dry_run));
+	explanation->statement = idem_engine_sql_statement(&source, info, request->dry_run);
 	idem_spi_finish();
 }
 

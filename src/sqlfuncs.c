@@ -26,6 +26,8 @@
 #include "sqlfuncs.h"
 #include "turn.h"
 
+/* Where people are shown SQL, lines of more bytes than this are folded. */
+#define MAX_SHOWN_LINE	100
 
 PG_FUNCTION_INFO_V1(idem_merge);
 PG_FUNCTION_INFO_V1(idem_merge_0_2);
@@ -312,6 +314,50 @@ idem_merge_0_2(PG_FUNCTION_ARGS)
 	return merge(fcinfo, IDEM_MERGE_ARGUMENTS, RESULT_COLUMNS);
 }
 
+/*
+ * A statement for people to read: long lines go on in the next one, after a
+ * comma and further to the right. Quoted names stay whole.
+ */
+static char *
+fold_lines(const char *sql)
+{
+	StringInfoData folded;
+	int			line = 0;		/* where it begins */
+	int			indent = 0;
+	int			fold = 0;		/* where it can be folded, or 0 */
+	char		quote = '\0';
+
+	initStringInfo(&folded);
+	for (const char *p = sql; *p != '\0'; p++)
+	{
+		appendStringInfoChar(&folded, *p);
+		if (quote != '\0')
+			quote = *p == quote ? '\0' : quote;
+		else if (*p == '"' || *p == '\'')
+			quote = *p;
+		else if (*p == '\n')
+		{
+			line = folded.len;
+			indent = strspn(p + 1, " ");
+			fold = 0;
+		}
+		else if (*p == ' ' && folded.len >= 2 && folded.data[folded.len - 2] == ',')
+			fold = folded.len;
+
+		if (folded.len - line > MAX_SHOWN_LINE && fold > 0)
+		{
+			char	   *rest = pstrdup(folded.data + fold);
+
+			folded.len = fold - 1;
+			appendStringInfoChar(&folded, '\n');
+			line = folded.len;
+			appendStringInfo(&folded, "%*s%s", indent + 8, "", rest);
+			fold = 0;
+		}
+	}
+	return folded.data;
+}
+
 static Datum
 explain(FunctionCallInfo fcinfo, int nargs)
 {
@@ -326,7 +372,7 @@ explain(FunctionCallInfo fcinfo, int nargs)
 	values[0] = CStringGetTextDatum(explanation.engine);
 	values[1] = CStringGetTextDatum(explanation.reason);
 	values[2] = CStringGetTextDatum(explanation.locks);
-	values[3] = CStringGetTextDatum(explanation.statement);
+	values[3] = CStringGetTextDatum(fold_lines(explanation.statement));
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(tupdesc, values, nulls)));
 }
 

@@ -79,9 +79,6 @@
 /* More nullable key columns than this are joined by OR. */
 #define MAX_NULL_PATTERN_COLUMNS 3
 
-/* Where people are shown SQL, lines of more bytes than this are folded. */
-#define MAX_SHOWN_LINE			100
-
 typedef struct Generator
 {
 	const IdemMergeInfo *info;
@@ -854,48 +851,4 @@ idem_sqlgen_add_columns(const IdemMergeInfo *info)
 			appendStringInfo(&sql, " COLLATE %s", collation_name(column->collation));
 	}
 	return sql.data;
-}
-
-/*
- * A statement for people to read: long lines go on in the next one, after a
- * comma and further to the right. Quoted names stay whole.
- */
-char *
-idem_sqlgen_folded(const char *sql)
-{
-	StringInfoData folded;
-	int			line = 0;		/* where it begins */
-	int			indent = 0;
-	int			fold = 0;		/* where it can be folded, or 0 */
-	char		quote = '\0';
-
-	initStringInfo(&folded);
-	for (const char *p = sql; *p != '\0'; p++)
-	{
-		appendStringInfoChar(&folded, *p);
-		if (quote != '\0')
-			quote = *p == quote ? '\0' : quote;
-		else if (*p == '"' || *p == '\'')
-			quote = *p;
-		else if (*p == '\n')
-		{
-			line = folded.len;
-			indent = strspn(p + 1, " ");
-			fold = 0;
-		}
-		else if (*p == ' ' && folded.len >= 2 && folded.data[folded.len - 2] == ',')
-			fold = folded.len;
-
-		if (folded.len - line > MAX_SHOWN_LINE && fold > 0)
-		{
-			char	   *rest = pstrdup(folded.data + fold);
-
-			folded.len = fold - 1;
-			appendStringInfoChar(&folded, '\n');
-			line = folded.len;
-			appendStringInfo(&folded, "%*s%s", indent + 8, "", rest);
-			fold = 0;
-		}
-	}
-	return folded.data;
 }

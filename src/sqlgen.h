@@ -25,6 +25,5 @@ extern char *idem_sqlgen_classify(const IdemMergeInfo *info, const char *schema,
 extern char *idem_sqlgen_scan(const char *relation, List *columns, const char *schema);
 extern char *idem_sqlgen_read(const char *relation, List *columns);
 extern char *idem_sqlgen_add_columns(const IdemMergeInfo *info);
-extern char *idem_sqlgen_folded(const char *sql);
 
 #endif							/* IDEM_SQLGEN_H */
