@@ -471,7 +471,6 @@ apply(Merge *merge)
 	record->is_merge = true;
 	record->applied_at = GetCurrentTimestamp();
 	record->elapsed = elapsed_interval(merge->started, record->applied_at);
-	record->turn_class = turn_class(merge->info);
 	record->fingerprint = fingerprint;
 	record->columns = staged_columns(merge->info);
 	set_rows(record->rows, &counts);
@@ -498,6 +497,7 @@ submit(Merge *merge)
 		report_busy(&merge->key);
 	idem_ledger_begin_record(&merge->record, merge->info->options,
 							 request->metadata, request->metadata_null);
+	merge->record.turn_class = turn_class(merge->info);
 	merge->outer = applying;
 	applying = merge;
 	if (!find(merge, &entry))
