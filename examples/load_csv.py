@@ -24,7 +24,7 @@ ATTEMPTS = 10
 
 # Serialization failure, deadlock, lock not available, and sessions that the server has
 # ended. Class 08 is added below. With all others, a second attempt fails like the first.
-RETRY = {"40001", "40P01", "55P03", "25P03", "57P01", "57P02", "57P03"}
+RETRY = {"40001", "40P01", "55P03", "25P03", "57P01", "57P02", "57P03", "57P05"}
 
 
 def may_pass(error):

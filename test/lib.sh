@@ -41,12 +41,14 @@ have_package()
     dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^.i'
 }
 
-# Sets $python to the interpreter of an environment that has the packages of a
-# requirements file, made once for each content of that file; everybody can run it.
+# Sets $python to the interpreter of an environment that has the packages of
+# requirements files, where a later file may have another version than an earlier
+# one; made once for each content of these files; everybody can run it.
 python_environment()
 {
-    local name=$1 requirements=$2 dir
-    dir=${IDEM_PYTHONS:-/var/cache/idempotent_ingest}/python-$name-$(sha256sum "$requirements" | cut -c 1-12)
+    local name=$1 dir requirements
+    shift
+    dir=${IDEM_PYTHONS:-/var/cache/idempotent_ingest}/python-$name-$(cat "$@" | sha256sum | cut -c 1-12)
     python=$dir/bin/python
     [ ! -e "$dir/complete" ] || return 0
     if ! have_package python3-venv; then
@@ -54,10 +56,12 @@ python_environment()
             apt-get install -qq -y --no-install-recommends python3-venv </dev/null >/dev/null ||
             die "python3-venv cannot be installed"
     fi
-    echo "installing the packages of $requirements"
     as_root mkdir -p "$dir"
     as_root /usr/bin/python3 -m venv --clear "$dir"
-    as_root "$python" -m pip install -q --disable-pip-version-check --no-deps -r "$requirements"
+    for requirements in "$@"; do
+        echo "installing the packages of $requirements"
+        as_root "$python" -m pip install -q --disable-pip-version-check --no-deps -r "$requirements"
+    done
     as_root touch "$dir/complete"
 }
 

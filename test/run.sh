@@ -132,20 +132,29 @@ script_suite()
     fi
 }
 
-# The dbt package, with the real dbt.
+# The dbt package, with the real dbt: all tests with the newest one, and with the
+# older ones those of what it takes from dbt: the hooks, the configs, the batches.
 dbt_suite()
 {
+    local version
     python_environment dbt dbt/test/requirements.txt
     pytest_suite dbt dbt/test
+    [ -z "${PYTEST_ARGS:-}" ] || return 0
+    for version in 1.10 1.9; do
+        python_environment "dbt-$version" dbt/test/requirements.txt "dbt/test/requirements-$version.txt"
+        pytest_suite "dbt-$version" dbt/test/test_package.py::Test{Merge,Configs,Microbatch}
+    done
 }
 
-# Runs pytest on a directory, with $python, against a server of its own. A test
-# that is known to fail has not passed; its reason is printed.
+# Runs pytest, with $python, on what the arguments after the name say, against a
+# server of its own. A test that is known to fail has not passed; its reason is
+# printed.
 pytest_suite()
 {
     local name=$1 failed
+    shift
     # shellcheck disable=SC2086
-    run with_cluster "$major" "$python" -m pytest -p no:cacheprovider -v -rA "$2" ${PYTEST_ARGS:-}
+    run with_cluster "$major" "$python" -m pytest -p no:cacheprovider -v -rA "$@" ${PYTEST_ARGS:-}
     failed=$(count '^(FAILED|ERROR) ')
     if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
         failed=1

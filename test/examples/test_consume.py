@@ -144,6 +144,20 @@ def test_answers_lost(topic, ordeal, losses):
     terminate(process)
 
 
+def test_idle(topic, ordeal):
+    """The server ends sessions that are idle; the consumer makes another one when there is something to do."""
+    ordeal.conn.execute("ALTER DATABASE examples SET idle_session_timeout = '500ms'")
+    process = topic.start("--partition=0")
+    for _ in range(2):
+        topic.send(0, 30)
+        wait_until(topic.drained, "all messages are applied")
+        sessions = "SELECT FROM pg_stat_activity WHERE datname = 'examples' AND pid <> pg_backend_pid()"
+        wait_until(lambda: not ordeal.query(sessions), "the session is ended")
+    terminate(process)
+    topic.check()
+    assert "idle-session timeout" in ordeal.output()
+
+
 def test_zombies(topic, ordeal, rng, kills):
     """A consumer hangs, another one takes its partition over, and the first one wakes up."""
     ordeal.conn.execute("ALTER DATABASE examples SET idle_in_transaction_session_timeout = '1s'")

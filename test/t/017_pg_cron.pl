@@ -144,6 +144,8 @@ foreach my $mode (sort keys %nodes)
     # The first minute. Two runs fail, and leave everything as it was.
     ok(ended($node, $_, 'failed'), "$mode: job $_ fails") foreach 'inbox', 'inbox again';
     is(run_block($node, $failures), trimmed($failures->{out}), "$mode: with the documented message");
+    like(run_block($node, $guide{'Merging an inbox'}[2]), qr/^ inbox \| failed \| .*staging has different rows/m,
+        "$mode: which is in the list of what has run");
     is($node->safe_psql('postgres', 'SELECT count(*) FROM orders'), '0', "$mode: nothing was merged");
     is($node->safe_psql('postgres', 'SELECT count(*) FROM sent WHERE NOT EXISTS (SELECT FROM inbox WHERE inbox = sent)'),
         '0', "$mode: every row is back in the inbox");
@@ -182,6 +184,9 @@ foreach my $mode (sort keys %nodes)
     cmp_ok(
         $node->safe_psql('postgres', q{SELECT count(*) FROM idem_batches WHERE pipeline = 'inbox'}),
         '>=', 1, "$mode: the ledger has what was merged");
+    like(run_block($node, $guide{'Merging an inbox'}[2]),
+        qr/^ inbox( again)? \| succeeded \| .* \| CALL\n(.*\n)* \S{36} \| .* \| [1-9]\d*( \| \d+){4}\n/m,
+        "$mode: and so has the list of what has run");
 }
 
 # No more rows; what has arrived after the last run is merged by hand.
