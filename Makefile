@@ -34,7 +34,7 @@ PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare \
 	-Wno-missing-field-initializers \
 	$(if $(findstring clang,$(CC)),,-Wno-clobbered)
 
-.PHONY: all help setup demo test stress bench prove lint majors format dist deb
+.PHONY: all help setup demo test stress coverage mutants sanitize bench prove lint majors format dist deb
 
 all:
 
@@ -44,6 +44,9 @@ help:
 	@echo '  make test           build, run all tests against throw-away servers'
 	@echo '                      (PG_MAJOR=17, SUITES="regress tap", REGRESS="ledger" narrow it down)'
 	@echo '  make stress         look for a counterexample to the guarantees for hours; test/stress/README.md'
+	@echo '  make coverage       which lines and which errors of src/ the tests reach'
+	@echo '  make mutants        break the code in many ways, and see that tests notice'
+	@echo '  make sanitize       the tests with AddressSanitizer, and more'
 	@echo '  make bench          run the benchmark against a throw-away server'
 	@echo '  make lint           check the sources'
 	@echo '  make format         format the C code as pgindent does'
@@ -74,6 +77,16 @@ stress: export CALLS ?= 500000
 stress: export SUITES = stress
 stress: setup
 	@bash test/run.sh
+
+# These use a copy of PostgreSQL, so that nobody else meets what they build.
+coverage:
+	@bash test/coverage.sh
+
+mutants:
+	@bash test/mutants.sh
+
+sanitize:
+	@bash test/sanitize.sh
 
 bench: setup
 	@bash bench/run.sh

@@ -188,12 +188,7 @@ kept_results()
         NR > 1 && !index(profiles, " " profile " ")' "$out/results.csv"
 }
 
-if [ -n "${PG_CONFIG:-}" ]; then
-    bindir=$("$PG_CONFIG" --bindir)
-    major=$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
-else
-    major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
-fi
+choose_postgresql
 make_workdir
 trap stop_server EXIT
 trap 'exit 1' INT TERM

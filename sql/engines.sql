@@ -671,6 +671,13 @@ FROM (VALUES ('2', '{-32768,-32767,-1,0,1,255,256,32767}'), ('4', '{-2147483648,
                            name, coalesce('int' || substring(name, '^\d'), name), keys) AS setup) c,
     outcome('native', format($$ 'number_s', 'number_%s', '{k}', 'b' $$, name), setup) e,
     outcome('sql', format($$ 'number_s', 'number_%s', '{k}', 'b' $$, name), setup) p;
+-- Rows are written in the order of the key's index.
+CREATE TABLE falling (k int NOT NULL, v text) WITH (autovacuum_enabled = off);
+CREATE UNIQUE INDEX ON falling (k DESC);
+INSERT INTO falling VALUES (2, 'old'), (4, 'four');
+CREATE TRIGGER r AFTER INSERT OR UPDATE ON falling FOR EACH ROW EXECUTE FUNCTION note();
+CREATE TABLE falling_s AS SELECT i AS k, CASE i WHEN 4 THEN 'four' ELSE 'new' END AS v FROM generate_series(1, 5) i;
+SELECT by_both($$ 'falling_s', 'falling', '{k}', 'b' $$);
 -- With so little memory that the batch does not fit: duplicates, versions and
 -- wide rows, too.
 SET work_mem = '64kB';
@@ -698,6 +705,18 @@ FROM (VALUES ($$ 'way_s', 'way', '{k}', 'b' $$, 'INSERT INTO way_s SELECT i, -i 
 -- The error of rows that differ names the keys, and both engines the same ones.
 SELECT e.engine, e.answer = p.answer AS same, split_part(e.answer, E'\n', 1) AS answer
 FROM outcome('native', $$ 'tight_s', 'tight', '{a,b}', 'b', version_cols => '{ver}' $$, '') e, outcome('sql', $$ 'tight_s', 'tight', '{a,b}', 'b', version_cols => '{ver}' $$, '') p;
+-- Rows that differ, seen while the batch still fitted; a greater version settles it.
+\set tied 'TRUNCATE tight_s; INSERT INTO tight_s VALUES (1, 5, NULL, ''tied'', 0), (2, 5, NULL, ''tied'', 0); INSERT INTO tight_s SELECT i, i % 5, NULL, ''b'' || i, i % 100 FROM generate_series(5001, 20000) i; INSERT INTO tight_s VALUES (3, 6, NULL, ''tied'', 0)'
+SELECT e.engine, e.answer, (e.answer, e.content, e.recorded) IS NOT DISTINCT FROM (p.answer, p.content, p.recorded) AS same
+FROM outcome('native', $$ 'tight_s', 'tight', '{a,b}', 'b', version_cols => '{ver}' $$, :'tied') e, outcome('sql', $$ 'tight_s', 'tight', '{a,b}', 'b', version_cols => '{ver}' $$, :'tied') p;
+-- The batch fits, and the list of what is to be written does not.
+SET hash_mem_multiplier = 1000;
+SELECT name, e.engine, e.answer, (e.answer, e.content, e.recorded) IS NOT DISTINCT FROM (p.answer, p.content, p.recorded) AS same
+FROM (VALUES ('2'), ('4'), ('8')) AS t (name),
+    LATERAL (SELECT format('CREATE TABLE number_s (LIKE number_%1$s); INSERT INTO number_s SELECT i, 1 FROM generate_series(-4000, 4000) i; INSERT INTO number_%1$s SELECT k, k %% 2 FROM number_s WHERE k < 1000', name) AS setup) c,
+    outcome('native', format($$ 'number_s', 'number_%s', '{k}', 'b' $$, name), setup) e,
+    outcome('sql', format($$ 'number_s', 'number_%s', '{k}', 'b' $$, name), setup) p;
+RESET hash_mem_multiplier;
 RESET work_mem;
 
 -- An empty target that the caller has for itself (exclusive) is filled before its

@@ -183,6 +183,22 @@ ALTER TABLE idem_ledger RENAME TO no_ledger;
 SELECT status FROM idem_merge('s', 't');
 \echo :LAST_ERROR_SQLSTATE
 ROLLBACK;
+BEGIN;
+ALTER TABLE idem_job RENAME TO no_job;
+SELECT idem_enqueue('s', 't');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+-- what cannot be recorded is not merged
+BEGIN;
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER refuse BEFORE INSERT ON idem_ledger FOR EACH ROW EXECUTE FUNCTION refuse();
+SAVEPOINT s;
+SELECT status FROM idem_merge('s', 't', batch_id => 'not recorded');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK TO s;
+SELECT idem_claim('not recorded', 't');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
 
 --
 -- Relations

@@ -164,7 +164,7 @@ idem_relinfo_quoted_list(List *names)
 
 /*
  * The positions of an argument's columns among those that both relations
- * have; anything else in the list is an error.
+ * have; anything else in the list is an error. No name is there twice.
  */
 static List *
 resolve_names(const IdemMergeInfo *info, Relation staging, Relation target,
@@ -181,11 +181,7 @@ resolve_names(const IdemMergeInfo *info, Relation staging, Relation target,
 
 		if (position >= 0)
 		{
-			if (list_member_int(positions, position))
-				ereport(ERROR,
-						(errcode(ERRCODE_DUPLICATE_COLUMN),
-						 errmsg("column \"%s\" appears more than once in \"%s\"", name, argument),
-						 errhint("Name each column once.")));
+			Assert(!list_member_int(positions, position));
 			positions = lappend_int(positions, position);
 			continue;
 		}
@@ -687,8 +683,8 @@ idem_relinfo_default(Relation target, AttrNumber attnum)
 }
 
 /*
- * The names of a relation's columns: those given, which must exist (or, with
- * missing_ok, NIL is returned if one does not), or all.
+ * The names of a relation's columns: those given, each once, which must exist
+ * (or, with missing_ok, NIL is returned if one does not), or all.
  */
 List *
 idem_relinfo_columns(Oid relid, List *names, bool missing_ok)
@@ -722,11 +718,7 @@ idem_relinfo_columns(Oid relid, List *names, bool missing_ok)
 					 closest ? errhint("Perhaps you meant the column \"%s\".", closest) :
 					 errhint("Name columns of the relation.")));
 		}
-		if (idem_relinfo_has_name(result, name))
-			ereport(ERROR,
-					(errcode(ERRCODE_DUPLICATE_COLUMN),
-					 errmsg("column \"%s\" appears more than once", name),
-					 errhint("Name each column once.")));
+		Assert(!idem_relinfo_has_name(result, name));
 		result = lappend(result, name);
 	}
 	table_close(rel, NoLock);

@@ -192,9 +192,7 @@ idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 	bool	   *covered = NULL;
 
 	if (!pg_strong_random(&run->handle, sizeof(run->handle)))
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not generate random values")));
+		elog(ERROR, "could not generate random values");
 	run->kind = kind;
 	run->info = info;
 	run->context = context;

@@ -117,13 +117,6 @@ idem_shmem_init(void)
 	shmem_startup_hook = startup;
 }
 
-/* False if the library was not preloaded: there are no workers then. */
-bool
-idem_shmem_is_there(void)
-{
-	return shared != NULL;
-}
-
 /* The place, if it still is what it was handed out for. The lock is held. */
 static WorkerPlace *
 worker_place(IdemSlot slot)

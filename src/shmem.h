@@ -69,7 +69,6 @@ typedef struct IdemJobInfo
 										 * changed */
 
 extern void idem_shmem_init(void);
-extern bool idem_shmem_is_there(void);
 
 extern void idem_shmem_attach_launcher(void);
 extern IdemReservation idem_shmem_reserve_worker(Oid database, IdemSlot *slot);

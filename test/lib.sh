@@ -130,8 +130,64 @@ build_and_install()
     fi
 }
 
+# The PostgreSQL to use: the one that PG_CONFIG names, or else pg_major() does.
+# Sets $major, and $bindir if it is not Debian's.
+choose_postgresql()
+{
+    if [ -n "${PG_CONFIG:-}" ]; then
+        bindir=$("$PG_CONFIG" --bindir)
+        major=$("$PG_CONFIG" --version | sed 's/[^0-9]*\([0-9]*\).*/\1/')
+    else
+        major=$(pg_major) || die "no PostgreSQL is installed: run test/setup.sh"
+    fi
+}
+
+# Copies PostgreSQL into $work, for a build of ours that nobody else shall meet: the
+# one that $bindir says, or Debian's of major $1. Sets $bindir.
+copy_postgresql()
+{
+    local root=$work/postgresql/usr
+    as_root mkdir -p "$root"/{include,lib/postgresql,share/postgresql}
+    case $bindir in
+        "" | /usr/lib/postgresql/*)
+            as_root cp -a "/usr/lib/postgresql/$1" "$root/lib/postgresql/"
+            as_root cp -a "/usr/share/postgresql/$1" "$root/share/postgresql/"
+            as_root cp -a /usr/include/postgresql "$root/include/"
+            bindir=$root/lib/postgresql/$1/bin
+            ;;
+        *)
+            as_root cp -aT "$bindir/.." "$root"
+            bindir=$root/bin
+            ;;
+    esac
+    as_root find "$root" -name '*idempotent_ingest*' -prune -exec rm -rf {} +
+}
+
+# Runs tests in $work/src, as postgres, against the server of start_server():
+# "regress", "regress-sql", "isolation", "isolation-sql" or "tap", and their names.
+# TAP tests start servers of their own. A caller may have set time_limit, in seconds.
+time_limit=
+run_tests()
+{
+    local kind=$1 options=
+    shift
+    case $kind in
+        *-sql) options="-c idempotent_ingest.engine=sql" ;;
+    esac
+    case $kind in
+        regress*) set -- installcheck REGRESS="$*" ISOLATION= ;;
+        isolation*) set -- installcheck REGRESS= ISOLATION="$*" ;;
+        tap) set -- prove PROVE_TESTS="$*" ;;
+    esac
+    (cd "$work/src" && as_postgres env PGHOST="$server" PGUSER=postgres PGOPTIONS="$options" \
+        ${time_limit:+timeout "$time_limit"} make -s "$@" PG_CONFIG="$PG_CONFIG")
+}
+
 # Starts a server of major $1 with a data directory in $work and a Unix socket
-# there, and with the settings on standard input. $server and $bindir are set.
+# there, and with the settings on standard input. $server and $bindir are set. A
+# caller may have set server_environment, an array of NAME=VALUE, and server_program.
+server_environment=()
+server_program=
 start_server()
 {
     bindir=${bindir:-/usr/lib/postgresql/$1/bin}
@@ -141,7 +197,8 @@ start_server()
         >"$work/initdb.log" 2>&1 || { cat "$work/initdb.log"; die "initdb failed"; }
     { echo "listen_addresses = ''"; echo "unix_socket_directories = '$server'"; cat; } |
         as_postgres tee -a "$server/data/postgresql.conf" >/dev/null
-    as_postgres "$bindir/pg_ctl" -D "$server/data" -l "$server/log" -w start >/dev/null ||
+    as_postgres env "${server_environment[@]}" "$bindir/pg_ctl" -D "$server/data" -l "$server/log" \
+        ${server_program:+-p "$server_program"} -w start >/dev/null ||
         { as_postgres cat "$server/log"; die "the server did not start"; }
 }
 

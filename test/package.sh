@@ -76,14 +76,9 @@ check_depends()
 # that all tests pass, the other suites see to.
 installcheck()
 {
-    local root=$work/root status=0
-    as_root mkdir -p "$root"/usr/{include,lib/postgresql,share/postgresql}
-    as_root cp -a "/usr/lib/postgresql/$major" "$root/usr/lib/postgresql/"
-    as_root cp -a "/usr/share/postgresql/$major" "$root/usr/share/postgresql/"
-    as_root cp -a /usr/include/postgresql "$root/usr/include/"
-    as_root find "$root" -name '*idempotent_ingest*' -prune -exec rm -rf {} +
-    as_root dpkg-deb -x "$deb" "$root"
-    bindir=$root/usr/lib/postgresql/$major/bin
+    local status=0
+    copy_postgresql "$major"
+    as_root dpkg-deb -x "$deb" "$work/postgresql"
     start_server "$major" </dev/null
     as_postgres env PGHOST="$server" make -s -C "$work/deb/src" installcheck PG_CONFIG="$bindir/pg_config" \
         REGRESS="merge_basic merge_types ledger privileges oldextversions jobs" ISOLATION="same_batch overlap" \

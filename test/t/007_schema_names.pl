@@ -224,5 +224,33 @@ is( $node->safe_psql(
     "replayed\nt\nreplayed\napplied\nf\n1\n0|0",
     'a lookalike of the ledger under the old name is left alone');
 
+# The same while a merge waits for another one: 40001 instead of a row for the
+# lookalike, and a retry works.
+{
+    my $holder = $node->background_psql('twice', on_error_stop => 0);
+    my $waiter = $node->background_psql('twice', on_error_stop => 0);
+    my $pid = $waiter->query_safe('SELECT pg_backend_pid()');
+
+    $holder->query_safe(q{BEGIN; SELECT status FROM renamed.idem_merge('staging', 'target', '{id}', 'd')});
+    $waiter->query_safe(q{\set VERBOSITY sqlstate});
+    start($waiter, q{SELECT status FROM renamed.idem_merge('staging', 'target', '{id}', 'e')});
+    wait_for_lock($node, $pid);
+    $node->safe_psql(
+        'twice', q{
+        BEGIN;
+        ALTER SCHEMA one RENAME TO other;
+        ALTER SCHEMA renamed RENAME TO one;
+        ALTER SCHEMA other RENAME TO renamed;
+        COMMIT});
+    $holder->query_safe('COMMIT');
+    $holder->quit;
+    my ($out, $errors) = finish($waiter);
+    like($errors, qr/ERROR:\s+40001/, 'the schemas are swapped while a merge waits');
+    is( $waiter->query_safe(q{SELECT status FROM one.idem_merge('staging', 'target', '{id}', 'e')}),
+        'applied', 'a retry works');
+    $waiter->quit;
+    is($node->safe_psql('twice', 'SELECT count(*) FROM renamed.idem_ledger'), '0', 'the lookalike has no row');
+}
+
 $node->stop;
 done_testing();

@@ -12,6 +12,7 @@ use IdemTest;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
+use Time::HiRes qw(usleep);
 
 my $node = make_cluster(
     'worker',
@@ -207,6 +208,43 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
     is( $node->safe_psql('loads', q{SELECT count(*) FROM idem_ledger WHERE batch_id = 'held 3'}),
         '0', 'without a trace in the ledger');
     $holder->quit;
+}
+
+# A process that comes late: its attempt was given up, since the worker that had
+# started it was gone and nobody held the job. What keeps it waiting is that it
+# has to read the settings of its role.
+{
+    my $blocker = $node->background_psql('loads', on_error_stop => 0);
+    my $session = $node->background_psql('loads', on_error_stop => 0);
+    my $log = -s $node->logfile;
+
+    $blocker->query_safe('BEGIN; LOCK TABLE pg_db_role_setting IN ACCESS EXCLUSIVE MODE');
+    my $job = $session->query_safe(
+        q{SELECT idem_enqueue('staging', 'target', '{id}', 'late', max_attempts => 1)});
+    my $waiters = q{SELECT count(*) FROM pg_locks WHERE relation = 'pg_db_role_setting'::regclass AND NOT granted};
+    my $wait_for_waiters = sub {
+        my ($count) = @_;
+        my $attempts = 10 * $PostgreSQL::Test::Utils::timeout_default;
+        while ($session->query_safe($waiters) ne $count)
+        {
+            die "not $count processes wait" if $attempts-- == 0;
+            usleep(100_000);
+        }
+    };
+    $wait_for_waiters->(1);
+    $session->query_safe("SELECT pg_terminate_backend($pid)");
+    $wait_for_waiters->(2);
+    is($session->query_safe('CALL idem_run_jobs()'), '0|0', 'a job that nobody holds is given up');
+    is( $session->query_safe("SELECT status, sqlstate FROM idem_wait($job)"),
+        'failed|57P02', 'and has failed, as it has no attempt left');
+    $blocker->query_safe('COMMIT');
+    $node->wait_for_log(qr/the attempt was given up before it has started/, $log);
+    $pid = wait_for_worker('loads', 'a new worker comes', $pid);
+    is( $session->query_safe(q{SELECT count(*) FROM idem_ledger WHERE batch_id = 'late'}),
+        '0', 'its process does nothing');
+    is( $session->query_safe("SELECT status, sqlstate FROM idem_wait($job)"),
+        'failed|57P02', 'and changes nothing');
+    $_->quit foreach $blocker, $session;
 }
 
 # Commands that need the database for themselves. A job is running each time: it
