@@ -393,6 +393,9 @@ CREATE TABLE @extschema@.idem_retention (
     CONSTRAINT idem_retention_key UNIQUE NULLS NOT DISTINCT (target, pipeline)
 );
 
+-- Its key can be NULL, which is no replica identity: FOR ALL TABLES publishes it.
+ALTER TABLE @extschema@.idem_retention REPLICA IDENTITY FULL;
+
 COMMENT ON TABLE @extschema@.idem_retention IS
 'How long batches are kept where that is not as the settings idempotent_ingest.retention and idempotent_ingest.key_retention say; written by idem_set_retention().';
 COMMENT ON COLUMN @extschema@.idem_retention.target IS 'table whose batches are meant; 0 for claims without a target';

@@ -37,7 +37,7 @@ CREATE FUNCTION catalog() RETURNS SETOF text LANGUAGE sql AS $$
                      p.proisstrict, p.provolatile, p.proparallel, pg_get_functiondef(p.oid))
     FROM pg_proc p JOIN member m ON m.classid = 'pg_proc'::regclass AND m.objid = p.oid
     UNION ALL
-    SELECT concat_ws(' ', name, relkind, relpersistence, relrowsecurity, reloptions, relacl,
+    SELECT concat_ws(' ', name, relkind, relpersistence, relrowsecurity, relreplident, reloptions, relacl,
                      CASE relkind WHEN 'v' THEN pg_get_viewdef(oid) END)
     FROM relation
     UNION ALL
