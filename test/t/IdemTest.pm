@@ -10,20 +10,29 @@ use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-our @EXPORT = qw(check_nothing_left make_cluster make_database sqlstate start finish give_up
+our @EXPORT = qw(check_nothing_left init_cluster make_cluster make_database sqlstate start finish give_up
   wait_for_lock summary restore);
 
-# A running cluster. conf is added to postgresql.conf; the other parameters are
-# those of init().
-sub make_cluster
+# A cluster. conf is added to postgresql.conf, install_path is where PostgreSQL is;
+# the other parameters are those of init().
+sub init_cluster
 {
     my ($name, %params) = @_;
     my $conf = delete $params{conf} // '';
-    my $node = PostgreSQL::Test::Cluster->new($name);
+    my $install_path = delete $params{install_path};
+    my $node = PostgreSQL::Test::Cluster->new($name, defined $install_path ? (install_path => $install_path) : ());
 
     push @{ $params{extra} }, '--no-locale', '--encoding=UTF8';
     $node->init(%params);
     $node->append_conf('postgresql.conf', "autovacuum = off\n$conf");
+    return $node;
+}
+
+# The same, running.
+sub make_cluster
+{
+    my $node = init_cluster(@_);
+
     $node->start;
     return $node;
 }
