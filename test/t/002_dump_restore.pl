@@ -185,6 +185,37 @@ restore($node, 'second', $second);
 is($node->safe_psql('second', $image), $other->safe_psql('archive', $image),
     'a dump of a restored database restores the same');
 
+# Dumped by two processes, which share a snapshot.
+my $directory = $node->basedir . '/dump.dir';
+$node->command_ok([ 'pg_dump', '-Fd', '-j', '2', '-d', $node->connstr('source'), '-f', $directory ], 'pg_dump -j');
+make_database($other, 'directory');
+$other->command_ok([ 'pg_restore', '--exit-on-error', '-j', '2', '-d', $other->connstr('directory'), $directory ],
+    'pg_restore of a directory');
+check_restored($other, 'directory', 'pg_dump -j');
+
+# Data into a database that has its tables and the extension by then.
+my ($schema_only, $data_only) = map { $node->basedir . "/$_.sql" } 'schema', 'data';
+$node->command_ok([ 'pg_dump', '--schema-only', '-d', $node->connstr('source'), '-f', $schema_only ],
+    'pg_dump --schema-only');
+$node->command_ok([ 'pg_dump', '--data-only', '-d', $node->connstr('source'), '-f', $data_only ],
+    'pg_dump --data-only');
+make_database($other, 'parts');
+restore($other, 'parts', $schema_only);
+is($other->safe_psql('parts', 'SELECT (SELECT count(*) FROM target), (SELECT count(*) FROM idem_ledger)'),
+    '0|0', 'the schema alone has no batches');
+restore($other, 'parts', $data_only);
+check_restored($other, 'parts', 'schema and data apart');
+
+# A dump of schemas has the ledger's rows if that of the extension is among them,
+# and never the extension.
+my $schema = $node->basedir . '/public.sql';
+$node->command_ok([ 'pg_dump', '-n', 'public', '-d', $node->connstr('source'), '-f', $schema ], 'pg_dump -n public');
+unlike(slurp_file($schema), qr/CREATE EXTENSION/, 'a dump of a schema has no CREATE EXTENSION');
+like(slurp_file($schema), qr/^COPY public\.idem_ledger /m, 'it has the ledger of that schema');
+$node->command_ok([ 'pg_dump', '-n', '"We""ird. S"', '-d', $node->connstr('source'), '-f', $schema ],
+    'pg_dump -n of another schema');
+unlike(slurp_file($schema), qr/idem_ledger/, 'and none if the extension is elsewhere');
+
 # A dump without the target "spare": its ledger rows name a table that is not
 # there, and the whole COPY of the ledger fails. The other tables are restored.
 my $partial = $node->basedir . '/partial.custom';
