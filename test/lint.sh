@@ -176,6 +176,19 @@ check_script()
     ' "$script"
 }
 
+# What somebody who may create objects could make of the scripts. The one exception
+# is about a view that the update replaces: it belongs to the extension, and
+# PostgreSQL lets no script of an extension replace anything else.
+check_pgspot()
+{
+    local file python
+    python_environment pgspot test/requirements-pgspot.txt >/dev/null
+    for file in $(make -s print-DATA); do
+        "${python%/*}/pgspot" "$file" |
+            grep -vE '^( Errors: .*|)$|^PS015: Unsafe view creation: extschema\.idem_batches ' || true
+    done
+}
+
 # Lists that must be equal: a name, and the two lists.
 compare()
 {
@@ -275,6 +288,7 @@ check "clang finds nothing to warn about" check_clang
 check "cppcheck finds nothing" check_cppcheck
 check "formatted as pgindent does (make format)" bash test/indent.sh --check
 check "install script: guard, no OR REPLACE, everything has a comment" check_script
+check "pgspot finds nothing in the scripts" check_pgspot
 check "tests listed in the Makefile are the files that exist" check_lists
 check "META.json is as PGXN wants it" check_meta
 check "one version in Makefile, control file, META.json and debian/changelog" check_versions
