@@ -74,6 +74,7 @@ test: setup
 stress: export HISTORIES ?= 100000
 stress: export SCHEDULES ?= 20000
 stress: export CALLS ?= 500000
+stress: export CASES ?= 10000
 stress: export SUITES = stress
 stress: setup
 	@bash test/run.sh

@@ -191,7 +191,7 @@ stress()
 {
     # shellcheck disable=SC2086
     (cd "$work/src" && as_postgres PG_CONFIG="$PG_CONFIG" SEED="${SEED:-}" PROCESSES="${PROCESSES:-}" \
-        HISTORIES="${HISTORIES:-}" SCHEDULES="${SCHEDULES:-}" CALLS="${CALLS:-}" \
+        HISTORIES="${HISTORIES:-}" SCHEDULES="${SCHEDULES:-}" CALLS="${CALLS:-}" CASES="${CASES:-}" \
         /usr/bin/python3 -B test/stress/run.py ${STRESS:-})
 }
 

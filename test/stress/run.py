@@ -16,6 +16,7 @@ from collections import Counter
 import concurrency
 import fuzz
 import histories
+import security
 from cluster import Cluster
 
 # name: function, variable with the size, default size, what must have been seen in a run of that size
@@ -23,6 +24,7 @@ PARTS = {
     "histories": (histories.play_all, "HISTORIES", 6000, histories.EXPECTED),
     "concurrency": (concurrency.play_all, "SCHEDULES", 300, concurrency.EXPECTED),
     "fuzz": (fuzz.play_all, "CALLS", 20000, fuzz.EXPECTED),
+    "security": (security.play_all, "CASES", 400, security.EXPECTED),
 }
 
 
