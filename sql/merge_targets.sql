@@ -37,6 +37,10 @@ SELECT summary FROM idem_merge('parted_s', 'parted', '{k,region}', 'nowhere');
 SELECT count(*) AS rows, (SELECT count(*) FROM idem_batches WHERE target = 'parted'::regclass AND batch_id = 'nowhere') AS batches FROM parted WHERE k = 501;
 CREATE TABLE parted_rest PARTITION OF parted DEFAULT;
 SELECT summary FROM idem_merge('parted_s', 'parted', '{k,region}', 'nowhere');
+-- Where the planner knows that there is no stored row, staging is read all the same.
+CREATE TABLE empty (k int PRIMARY KEY, v text) PARTITION BY LIST (k);
+CREATE TABLE empty_s AS SELECT 1 AS k, 'new' AS v;
+SELECT summary, fingerprint = idem_fingerprint('empty_s') AS same FROM idem_merge('empty_s', 'empty', '{k}', '1', mode => 'update');
 -- A partition as the target, with the batches of its own; its rows have to
 -- belong there.
 CREATE TABLE part_s (k int, region text, v text);

@@ -305,6 +305,11 @@ SELECT count(*) - :plans AS more_plans FROM pg_backend_memory_contexts WHERE nam
 ALTER POLICY refuse ON refuses USING (true);
 SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.refuses'', ''privileges.t'')', true) AS not_refused;
 
+-- where a policy hides all stored rows for good, staging is read all the same
+CREATE TABLE dark (k int PRIMARY KEY, v text);
+ALTER TABLE dark ENABLE ROW LEVEL SECURITY;
+GRANT SELECT, INSERT, UPDATE ON dark TO idem_p_full;
+SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.s'', ''privileges.dark'', mode => ''update'')', true) AS update;
 -- a stored row that is hidden: refused, with no word about what it is; plain SQL does the same
 SELECT run_as('idem_p_full', 'INSERT INTO privileges.tenants AS t SELECT * FROM privileges.tenants_s ON CONFLICT (k) DO UPDATE SET v = excluded.v', true) AS plain,
        run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.tenants_s'', ''privileges.tenants'')', true) AS merge;
