@@ -73,6 +73,8 @@ test: setup
 # make test runs some thousand histories; this is for a night.
 stress: export HISTORIES ?= 100000
 stress: export SCHEDULES ?= 20000
+stress: export CRASHES ?= 300
+stress: export FAULTS ?= 5000
 stress: export CALLS ?= 500000
 stress: export CASES ?= 10000
 stress: export SUITES = stress

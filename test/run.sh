@@ -183,7 +183,7 @@ stress_suite()
     if [ "$status" != 0 ] && [ "$failed" = 0 ]; then
         failed=1
     fi
-    record stress "$passed" "$failed" 0
+    record stress "$passed" "$failed" "$(count '^SKIPPED: ')"
 }
 
 # Debian's modules are those of Debian's Python.
@@ -191,7 +191,8 @@ stress()
 {
     # shellcheck disable=SC2086
     (cd "$work/src" && as_postgres PG_CONFIG="$PG_CONFIG" SEED="${SEED:-}" PROCESSES="${PROCESSES:-}" \
-        HISTORIES="${HISTORIES:-}" SCHEDULES="${SCHEDULES:-}" CALLS="${CALLS:-}" CASES="${CASES:-}" \
+        HISTORIES="${HISTORIES:-}" SCHEDULES="${SCHEDULES:-}" CRASHES="${CRASHES:-}" FAULTS="${FAULTS:-}" \
+        CALLS="${CALLS:-}" CASES="${CASES:-}" \
         /usr/bin/python3 -B test/stress/run.py ${STRESS:-})
 }
 

@@ -5,6 +5,7 @@ many work at a time; the size of each part is a variable as well.
 """
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 import random
@@ -14,6 +15,8 @@ import traceback
 from collections import Counter
 
 import concurrency
+import crashes
+import faults
 import fuzz
 import histories
 import security
@@ -23,9 +26,14 @@ from cluster import Cluster
 PARTS = {
     "histories": (histories.play_all, "HISTORIES", 6000, histories.EXPECTED),
     "concurrency": (concurrency.play_all, "SCHEDULES", 300, concurrency.EXPECTED),
+    "crashes": (crashes.play_all, "CRASHES", 20, crashes.EXPECTED),
+    "faults": (faults.play_all, "FAULTS", 200, faults.EXPECTED),
     "fuzz": (fuzz.play_all, "CALLS", 20000, fuzz.EXPECTED),
     "security": (security.play_all, "CASES", 400, security.EXPECTED),
 }
+
+# Here each process starts servers of its own, and ends them in its own ways.
+OWN_SERVERS = ("crashes", "faults")
 
 
 def run(name, seed, processes):
@@ -35,7 +43,7 @@ def run(name, seed, processes):
     began = time.monotonic()
     # Durability is not what is tested here, and costs time.
     settings = {"fsync": "off", "autovacuum": "off", "track_commit_timestamp": "on"}
-    with Cluster(**settings) as cluster:
+    with Cluster(**settings) if name not in OWN_SERVERS else contextlib.nullcontext() as cluster:
         context = multiprocessing.get_context("fork")
         with concurrent.futures.ProcessPoolExecutor(processes, context) as pool:
             jobs = [
@@ -43,12 +51,13 @@ def run(name, seed, processes):
                 for i in range(processes)
             ]
             results = [job.result() if not job.exception() else (Counter(), failure(job.exception())) for job in jobs]
-        crashes = [
-            line for line in cluster.read_log().splitlines() if " PANIC: " in line or "was terminated by signal" in line
-        ]
+        problems = cluster.failures() if cluster else []
     seen = sum((counter for counter, _ in results), Counter())
-    problems = [problem for _, problem in results if problem] + crashes
-    if size >= default:
+    problems += [problem for _, problem in results if problem]
+    skipped = [what for what in seen if what.startswith("skipped: ")]
+    for what in skipped:
+        print(f"SKIPPED: {name}, {what.removeprefix('skipped: ')}")
+    if size >= default and not skipped:
         problems += [f"never seen: {what}" for what in expected if not seen[what]]
     for problem in problems:
         print(problem)
