@@ -229,6 +229,7 @@ CREATE TABLE @extschema@.idem_sweep (
     first_block bigint NOT NULL,
     due         timestamptz NOT NULL,
     basis       text COLLATE "C" NOT NULL,
+    looked_at   timestamptz NOT NULL DEFAULT '-infinity',
     CONSTRAINT idem_sweep_pkey PRIMARY KEY (first_block)
 );
 CREATE INDEX idem_sweep_due_idx ON @extschema@.idem_sweep (basis, due, first_block);
@@ -238,6 +239,7 @@ COMMENT ON TABLE @extschema@.idem_sweep IS
 COMMENT ON COLUMN @extschema@.idem_sweep.first_block IS 'first block of the part';
 COMMENT ON COLUMN @extschema@.idem_sweep.due IS 'when something in it can have expired';
 COMMENT ON COLUMN @extschema@.idem_sweep.basis IS 'hash of what that was computed from; another one means now';
+COMMENT ON COLUMN @extschema@.idem_sweep.looked_at IS 'when it was looked at last; a round does so once, whatever the basis is then';
 COMMENT ON INDEX @extschema@.idem_sweep_due_idx IS 'finds a part that is to be looked at';
 
 REVOKE ALL ON @extschema@.idem_sweep FROM PUBLIC;

@@ -17,7 +17,8 @@
  * there meanwhile cannot be due before the time of that look and the smallest
  * retention, which is considered as well; basis is what the time was computed
  * from (settings and the ledger's file), and a range with another one is looked
- * at in any case.
+ * at in any case; but once in a round, lest two rounds with different settings
+ * undo each other's for ever.
  *
  * idem_newest has, for each (target, pipeline), the newest batch that was met:
  * older ones may expire because of it. Ranges are looked at from the newest to
@@ -221,7 +222,8 @@ take_range(const IdemLedger *ledger, const Basis *basis, TimestampTz began,
 {
 	/* Each of them is served by the index, which "<>" would not be. */
 	static const char *const conditions[] = {
-		"basis = $1 AND due < $2", "basis < $1", "basis > $1"
+		"basis = $1 AND due < $2", "basis < $1 AND looked_at < $2",
+		"basis > $1 AND looked_at < $2"
 	};
 
 	for (int i = 0; i < lengthof(conditions); i++)
@@ -338,7 +340,7 @@ set_due(const IdemLedger *ledger, const Basis *basis, BlockNumber first_block)
 	idem_spi_arg_text(&args, basis->hash);
 	idem_spi_arg(&args, INTERVALOID, IntervalPGetDatum(basis->smallest), basis->smallest == NULL);
 	(void) run(ledger,
-			   "UPDATE %1$s.idem_sweep SET basis = $6, due = CASE WHEN $7 IS NULL THEN 'infinity'"
+			   "UPDATE %1$s.idem_sweep SET basis = $6, looked_at = now(), due = CASE WHEN $7 IS NULL THEN 'infinity'"
 			   " ELSE GREATEST(now() + LEAST($7 / 10, '1 day'), LEAST(now() + $7,"
 			   " (SELECT min(l.applied_at + CASE WHEN l.options IS NULL THEN keep.key"
 			   " ELSE LEAST(keep.details, keep.key) END) FROM" ROWS IN_RANGE "))) END"
