@@ -6,6 +6,7 @@
 #                                       "-sql": the same tests with the sql engine
 #   REGRESS, ISOLATION, PROVE_TESTS     only these tests
 #   PYTEST_ARGS="-k microbatch"         only these of the suites in Python
+#   DBT_VERSIONS="1.9 1.10"             older dbts to test the package with, too
 #   STRESS                              only these parts of test/stress
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -132,15 +133,15 @@ script_suite()
     fi
 }
 
-# The dbt package, with the real dbt: all tests with the newest one, and with the
-# older ones those of what it takes from dbt: the hooks, the configs, the batches.
+# The dbt package, with the real dbt: all tests with the newest one, and with older
+# ones those of what it takes from dbt: the hooks, the configs, the batches.
 dbt_suite()
 {
     local version
     python_environment dbt dbt/test/requirements.txt
     pytest_suite dbt dbt/test
     [ -z "${PYTEST_ARGS:-}" ] || return 0
-    for version in 1.10 1.9; do
+    for version in ${DBT_VERSIONS:-}; do
         python_environment "dbt-$version" dbt/test/requirements.txt "dbt/test/requirements-$version.txt"
         pytest_suite "dbt-$version" dbt/test/test_package.py::Test{Merge,Configs,Microbatch}
     done
