@@ -365,7 +365,7 @@ class Stage:
                         f"LOCK TABLE {name} IN SHARE MODE",
                         f"LOCK TABLE staging_{name} IN ACCESS EXCLUSIVE MODE",
                         f"SELECT FROM idem_ledger WHERE target = '{name}'::regclass FOR UPDATE",
-                        f"SELECT FROM idem_merge('staging_{name}', '{name}', batch_id => 'other')",
+                        case.shape.call.replace("'b'", "'other'"),
                         case.shape.call,
                     ]
                 )
