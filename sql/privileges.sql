@@ -310,6 +310,20 @@ CREATE TABLE dark (k int PRIMARY KEY, v text);
 ALTER TABLE dark ENABLE ROW LEVEL SECURITY;
 GRANT SELECT, INSERT, UPDATE ON dark TO idem_p_full;
 SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.s'', ''privileges.dark'', mode => ''update'')', true) AS update;
+-- a default or a generated column that calls what the role may not: as with plain SQL, only where it is computed
+CREATE FUNCTION secret(v text) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN 'secret ' || v; END $$;
+REVOKE EXECUTE ON FUNCTION secret FROM PUBLIC;
+CREATE TABLE computed (k int PRIMARY KEY, o text, v text, d text DEFAULT secret('d'), g text GENERATED ALWAYS AS (secret(v)) STORED);
+INSERT INTO computed (k, o, v) VALUES (1, 'old', 'old');
+CREATE TABLE computed_s AS SELECT 1 AS k, 'new' AS o, 'new' AS v;
+GRANT SELECT, INSERT, UPDATE ON computed TO idem_p_full;
+GRANT SELECT ON computed_s TO idem_p_full;
+SELECT run_as('idem_p_full', 'UPDATE privileges.computed t SET o = s.o FROM privileges.computed_s s WHERE s.k = t.k RETURNING t.g', true) AS plain,
+       run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.computed_s'', ''privileges.computed'', mode => ''update'', update_cols => ''{o}'')', true) AS merge;
+SELECT run_as('idem_p_full', 'UPDATE privileges.computed t SET v = s.v FROM privileges.computed_s s WHERE s.k = t.k RETURNING t.g', true) AS plain,
+       run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.computed_s'', ''privileges.computed'', mode => ''update'')', true) AS merge;
+SELECT run_as('idem_p_full', 'INSERT INTO privileges.computed (k, o, v) TABLE privileges.computed_s ON CONFLICT (k) DO UPDATE SET o = excluded.o', true) AS plain,
+       run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.computed_s'', ''privileges.computed'', update_cols => ''{o}'')', true) AS merge;
 -- a stored row that is hidden: refused, with no word about what it is; plain SQL does the same
 SELECT run_as('idem_p_full', 'INSERT INTO privileges.tenants AS t SELECT * FROM privileges.tenants_s ON CONFLICT (k) DO UPDATE SET v = excluded.v', true) AS plain,
        run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.tenants_s'', ''privileges.tenants'')', true) AS merge;

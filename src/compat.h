@@ -213,13 +213,14 @@ index_beginscan_compat(Relation table, Relation index, Snapshot snapshot, int nk
 
 /*
  * Until 16, whoever asks first decides whether all generated columns are
- * computed or only those that an UPDATE changes: let it be all.
+ * computed or only those that an UPDATE changes: let it be all if rows may be
+ * inserted as well.
  */
 static inline void
-init_stored_generated_compat(ResultRelInfo *relinfo, EState *estate)
+init_stored_generated_compat(ResultRelInfo *relinfo, EState *estate, CmdType operation)
 {
 #if PG_VERSION_NUM < 160000
-	ExecInitStoredGenerated(relinfo, estate, CMD_INSERT);
+	ExecInitStoredGenerated(relinfo, estate, operation);
 #endif
 }
 

@@ -188,7 +188,8 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 		check_valid_result_rel_compat(writer->relinfo, CMD_INSERT);
 	if (writer->updates)
 		check_valid_result_rel_compat(writer->relinfo, CMD_UPDATE);
-	init_stored_generated_compat(writer->relinfo, writer->estate);
+	init_stored_generated_compat(writer->relinfo, writer->estate,
+								 writer->inserts ? CMD_INSERT : CMD_UPDATE);
 	writer->indexes_later = indexes_later;
 	if (!indexes_later)
 		ExecOpenIndices(writer->relinfo, false);
@@ -199,7 +200,8 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 	writer->bulk = GetBulkInsertState();
 	writer->old_slot = table_slot_create(target, NULL);
 	writer->new_slot = table_slot_create(target, NULL);
-	prepare_defaults(writer);
+	if (writer->inserts)
+		prepare_defaults(writer);
 
 	AfterTriggerBeginQuery();
 	if (target->trigdesc)
@@ -222,15 +224,13 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 
 /* Compute and check what depends on the row as a whole, which the slot has. */
 static void
-complete_row(IdemWriter *writer, TupleTableSlot *slot)
+complete_row(IdemWriter *writer, TupleTableSlot *slot, CmdType operation)
 {
 	const TupleConstr *constr = RelationGetDescr(writer->target)->constr;
 
 	slot->tts_tableOid = RelationGetRelid(writer->target);
-
-	/* Also in an update all of them. */
 	if (constr && constr->has_generated_stored)
-		ExecComputeStoredGenerated(writer->relinfo, writer->estate, slot, CMD_INSERT);
+		ExecComputeStoredGenerated(writer->relinfo, writer->estate, slot, operation);
 	if (constr)
 		ExecConstraints(writer->relinfo, slot, writer->estate);
 	if (writer->target->rd_rel->relispartition)
@@ -330,7 +330,7 @@ idem_writer_insert_whole(IdemWriter *writer, HeapTuple row)
 	TupleTableSlot *slot = next_slot(writer);
 
 	ExecForceStoreHeapTuple(row, slot, false);
-	complete_row(writer, slot);
+	complete_row(writer, slot, CMD_INSERT);
 	return buffer_row(writer, slot);
 }
 
@@ -359,7 +359,7 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 													   &slot->tts_isnull[attribute]);
 		}
 	ExecStoreVirtualTuple(slot);
-	complete_row(writer, slot);
+	complete_row(writer, slot, CMD_INSERT);
 
 	/*
 	 * The values point to what will be something else by the time of the
@@ -399,7 +399,7 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	memcpy(slot->tts_isnull, writer->old_slot->tts_isnull, sizeof(bool) * natts);
 	set_staged(writer, slot, false, values, nulls);
 	ExecStoreVirtualTuple(slot);
-	complete_row(writer, slot);
+	complete_row(writer, slot, CMD_UPDATE);
 	/* The old values may go before the new row is stored. */
 	ExecMaterializeSlot(slot);
 	MemoryContextSwitchTo(old_context);
