@@ -241,16 +241,11 @@ SET targets.again = $$SELECT public.idem_merge('targets.selfish_s', 'targets.our
 SELECT summary FROM idem_merge('selfish_s', 'ouroboros', '{k}', 'c');
 -- One that claims the running batch; one that has it forgotten, of which the
 -- ledger knows nothing yet, and perhaps merges it at once; one that records it
--- by hand; one that sets another role, which is not who asked for the merge.
+-- by hand.
 SELECT ouroboros($$SELECT public.idem_claim('c', 'targets.ouroboros')$$, ', ''c''');
 SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'c')$$, ', ''c''');
 SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'd'), public.idem_merge('targets.selfish_s', 'targets.ouroboros', '{k}', 'd')$$, ', ''d''');
 SELECT ouroboros($$INSERT INTO public.idem_ledger (target, pipeline, batch_id, operation, applied_at, xid) VALUES ('targets.ouroboros', '', 'd', 'merge', now(), pg_current_xact_id()) ON CONFLICT DO NOTHING$$, ', ''d''');
-BEGIN;
-SELECT ouroboros($$SET LOCAL ROLE pg_monitor$$, ', ''e''');
-SELECT current_user;
-COMMIT;
-SELECT role = current_user AS by_who_asked FROM idem_batches WHERE batch_id = 'e' AND target = 'ouroboros'::regclass;
 -- With a row there is something to forget.
 SELECT ouroboros($$SELECT public.idem_forget('targets.ouroboros', 'b')$$, ', ''b'', on_mismatch => ''apply''');
 CREATE FUNCTION ouroboros_forgets() RETURNS text LANGUAGE sql VOLATILE AS $$ SELECT public.idem_forget('targets.ouroboros', 'b')::text $$;
@@ -259,6 +254,15 @@ SELECT summary FROM idem_merge('ouroboros_s', 'ouroboros', '{k}', 'b', on_mismat
 SELECT batch_id, revision, rows_inserted, fingerprint IS NOT NULL AS complete FROM idem_batches WHERE target = 'ouroboros'::regclass;
 \set SHOW_CONTEXT errors
 
+-- One that sets another role, which is not who has asked for the merge.
+CREATE TABLE becomes (k int PRIMARY KEY, v text);
+CREATE FUNCTION becomes() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN SET LOCAL ROLE pg_monitor; RETURN NEW; END $$;
+CREATE TRIGGER becomes BEFORE INSERT ON becomes FOR EACH ROW EXECUTE FUNCTION becomes();
+BEGIN;
+SELECT summary FROM idem_merge('selfish_s', 'becomes');
+SELECT current_user;
+COMMIT;
+SELECT role = current_user AS by_who_asked FROM idem_batches WHERE target = 'becomes'::regclass;
 -- Foreign keys, on both sides of the merge, checks, and what is generated.
 CREATE TABLE parent (id int PRIMARY KEY, name text);
 CREATE TABLE child (k int PRIMARY KEY, parent_id int REFERENCES parent, later_id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED,
