@@ -117,7 +117,7 @@ tap_suite()
 prove_tests()
 {
     (cd "$work/src" && as_postgres make -s prove PG_CONFIG="$PG_CONFIG" \
-        PROVE_TESTS="$1" PROVE_FLAGS=--verbose)
+        PROVE_TESTS="$1" PROVE_FLAGS="--verbose --jobs=$(nproc)")
 }
 
 # A script that says "N passed, M failed" in its last line.

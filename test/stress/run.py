@@ -24,7 +24,7 @@ from cluster import Cluster
 
 # name: function, variable with the size, default size, what must have been seen in a run of that size
 PARTS = {
-    "histories": (histories.play_all, "HISTORIES", 6000, histories.EXPECTED),
+    "histories": (histories.play_all, "HISTORIES", 10000, histories.EXPECTED),
     "concurrency": (concurrency.play_all, "SCHEDULES", 300, concurrency.EXPECTED),
     "crashes": (crashes.play_all, "CRASHES", 20, crashes.EXPECTED),
     "faults": (faults.play_all, "FAULTS", 200, faults.EXPECTED),
