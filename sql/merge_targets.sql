@@ -41,6 +41,31 @@ SELECT summary FROM idem_merge('parted_s', 'parted', '{k,region}', 'nowhere');
 CREATE TABLE empty (k int PRIMARY KEY, v text) PARTITION BY LIST (k);
 CREATE TABLE empty_s AS SELECT 1 AS k, 'new' AS v;
 SELECT summary, fingerprint = idem_fingerprint('empty_s') AS same FROM idem_merge('empty_s', 'empty', '{k}', '1', mode => 'update');
+-- What comes to staging while it is read is not taken for written.
+CREATE TABLE fills_s (k int, v text);
+CREATE TABLE fills (k int PRIMARY KEY, v text);
+INSERT INTO fills VALUES (1, 'old');
+CREATE FUNCTION fill_staging() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO fills_s VALUES (1, 'new'); RETURN NULL; END $$;
+CREATE TRIGGER fill BEFORE UPDATE ON fills FOR EACH STATEMENT EXECUTE FUNCTION fill_staging();
+SET idempotent_ingest.engine = sql;
+SELECT summary FROM idem_merge('fills_s', 'fills', '{k}', '1', mode => 'update');
+RESET idempotent_ingest.engine;
+TABLE fills;
+-- Rows that the caller may read and not update are no matches, be it for all rows.
+CREATE TABLE readable (k int PRIMARY KEY, v text);
+INSERT INTO readable VALUES (1, 'old');
+ALTER TABLE readable ENABLE ROW LEVEL SECURITY;
+CREATE POLICY reads ON readable FOR SELECT USING (true);
+CREATE ROLE regress_targets_reader;
+GRANT USAGE ON SCHEMA targets TO regress_targets_reader;
+GRANT SELECT ON empty_s TO regress_targets_reader;
+GRANT SELECT, UPDATE ON readable TO regress_targets_reader;
+SET ROLE regress_targets_reader;
+SELECT summary FROM idem_merge('empty_s', 'readable', mode => 'update');
+UPDATE readable SET v = s.v FROM empty_s AS s WHERE s.k = readable.k;
+RESET ROLE;
+DROP OWNED BY regress_targets_reader;
+DROP ROLE regress_targets_reader;
 -- A partition as the target, with the batches of its own; its rows have to
 -- belong there.
 CREATE TABLE part_s (k int, region text, v text);

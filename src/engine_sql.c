@@ -339,16 +339,8 @@ idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
 	idem_source_materialize(source);
 	for (int i = 0; i < (can_retry ? MAX_ATTEMPTS : 1); i++)
 	{
-		if (!(can_retry ? idem_attempt_run(attempt_apply, &args) : attempt_apply(&args)))
-			continue;
-
-		/*
-		 * An UPDATE of what the planner knows to be empty (no partitions, or
-		 * a policy that is false) reads nothing. The rows are to be counted.
-		 */
-		if (info->request->mode == IDEM_MODE_UPDATE && counts->staged == 0)
-			idem_engine_sql_classify(source, info, counts, fingerprint);
-		return;
+		if (can_retry ? idem_attempt_run(attempt_apply, &args) : attempt_apply(&args))
+			return;
 	}
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),

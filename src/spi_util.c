@@ -201,6 +201,23 @@ find_foreign_function(Node *node, void *context)
 	return expression_tree_walker(node, find_foreign_function, context);
 }
 
+/* Is whatever the query writes, itself or in its WITH clause, the given relation? */
+static bool
+writes_only(const Query *query, Oid relid)
+{
+	ListCell   *lc;
+
+	if (query->resultRelation > 0 &&
+		rt_fetch(query->resultRelation, query->rtable)->relid != relid)
+		return false;
+	foreach(lc, query->cteList)
+	{
+		if (!writes_only((Query *) lfirst_node(CommonTableExpr, lc)->ctequery, relid))
+			return false;
+	}
+	return true;
+}
+
 /*
  * Make sure that the statement means what it was generated for: the relations
  * that the caller has locked by OID, and our functions in the given schema.
@@ -226,8 +243,7 @@ idem_spi_require_meaning(SPIPlanPtr plan, Oid read, Oid written, Oid schema)
 		{
 			Query	   *query = lfirst_node(Query, query_cell);
 
-			if (query->resultRelation > 0)
-				writes_it &= rt_fetch(query->resultRelation, query->rtable)->relid == written;
+			writes_it &= writes_only(query, written);
 			(void) find_foreign_function((Node *) query, &schema);
 		}
 	}

@@ -602,7 +602,7 @@ generate_update(const Generator *gen)
 	append_pairs(&sql, gen, "s");
 	appendStringInfoString(&sql, ") ELSE false END\n    ORDER BY ");
 	append_key_order(&sql, gen, "s");
-	appendStringInfo(&sql, "\n    FOR NO KEY UPDATE OF t\n)\nUPDATE %s AS t\nSET ",
+	appendStringInfo(&sql, "\n    FOR NO KEY UPDATE OF t\n), u AS (\n    UPDATE %s AS t\n    SET ",
 					 info->target_name);
 	for (int i = 0; i < info->ncolumns; i++)
 		if (info->columns[i].is_set)
@@ -610,13 +610,23 @@ generate_update(const Generator *gen)
 			appendStringInfo(&sql, "%s%s = l.%s", comma, name_of(gen, i), name_of(gen, i));
 			comma = ", ";
 		}
-	/* A join may stop early; the counts want all rows to have been looked at. */
-	appendStringInfoString(&sql, "\nFROM l\nWHERE (SELECT pg_catalog.count(*) FROM " DISTINCT_ROWS_NAME ") IS NOT NULL"
-						   "\n  AND (SELECT pg_catalog.count(*) FROM l) IS NOT NULL\n  AND ");
+
+	/*
+	 * A join may stop early; all rows are to be locked before the first is
+	 * written.
+	 */
+	appendStringInfoString(&sql, "\n    FROM l\n    WHERE (SELECT pg_catalog.count(*) FROM l) IS NOT NULL\n      AND ");
 	append_key_condition(&sql, gen, "t", "l", pattern);
-	appendStringInfo(&sql, "\nRETURNING %s.idem_row_applied($1", gen->schema);
+	appendStringInfo(&sql, "\n    RETURNING %s.idem_row_applied($1", gen->schema);
 	append_key_arguments(&sql, gen, "t");
-	appendStringInfoChar(&sql, ')');
+
+	/*
+	 * The counts want all rows to have been looked at, also where the planner
+	 * knows that there is nothing to update: no partitions, or a policy that
+	 * is false.
+	 */
+	appendStringInfoString(&sql, ")\n)\nSELECT (SELECT pg_catalog.count(*) FROM " DISTINCT_ROWS_NAME "),"
+						   " (SELECT pg_catalog.count(*) FROM u)");
 	return sql.data;
 }
 
