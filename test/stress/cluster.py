@@ -3,6 +3,7 @@
 PG_CONFIG names the installation. Must not be run as root, as PostgreSQL refuses that.
 """
 
+import contextlib
 import ctypes
 import glob
 import os
@@ -188,15 +189,20 @@ class Cluster:
                 pass
         return titles
 
-    def kill_postmaster(self):
-        """kill -9; returns once the other processes have noticed. The lock files go, too: the number of a process that
-        nobody has waited for is taken still."""
+    def kill_postmaster(self, and_all=False):
+        """kill -9; returns once the other processes have noticed, or were killed, too. The lock files go, for the
+        number of a process that nobody has waited for is taken still."""
         postmaster = self.postmaster()
         # From here on it starts no process.
         os.kill(postmaster, signal.SIGSTOP)
         others = self.processes()
-        os.kill(postmaster, signal.SIGKILL)
-        while any(is_alive(pid) for pid in [postmaster, *others]):
+        for pid in [postmaster, *(others if and_all else ())]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while left := [pid for pid in [postmaster, *others] if is_alive(pid)]:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"these did not end with the postmaster: {[others.get(pid) for pid in left]}")
             time.sleep(0.01)
         for path in [os.path.join(self.data, "postmaster.pid"), *glob.glob(os.path.join(self.dir, ".s.PGSQL.*"))]:
             os.unlink(path)

@@ -2,7 +2,7 @@
 
 Four clients merge overlapping batches, retry them, apply some again, claim, prepare transactions and have jobs run.
 Then a backend, the process of a job, a worker, the launcher, the checkpointer, the WAL writer or the postmaster is
-killed, or the postmaster while the server recovers from that; and when the server is back:
+killed, or all of them while the server recovers from the death of one; and when the server is back:
 
 - each transaction that the ledger names has written as many rows as the ledger says, and no other has written any;
 - the rows are those that the batches of the ledger make of an empty table, in the order of their commits;
@@ -44,7 +44,7 @@ VICTIMS = {
     "checkpointer": "checkpointer",
     "walwriter": "walwriter",
     "postmaster": None,
-    "recovery": None,
+    "all in recovery": None,
 }
 ACTIONS = {"merge": 6, "retry": 3, "reapply": 1, "both": 2, "prepare": 1, "claim": 1, "job": 2, "checkpoint": 0.3}
 EXPECTED = (
@@ -283,12 +283,17 @@ class Stage:
             self.in_doubt[0] = self.in_doubt[0] or task
         threads = self.start(connections, rng)
         for _ in range(rng.randint(0, 40)):
-            self.steps.acquire(timeout=60)
+            if not self.steps.acquire(timeout=60):
+                self.problems.append("the clients do not get on")
+            if self.problems:
+                break
         # Any moment will do.
         time.sleep(rng.uniform(0, 0.02))
         self.kill(victim, rng.choice(connections).info.backend_pid, rng)
         for thread in threads:
-            thread.join()
+            thread.join(timeout=60)
+            if thread.is_alive():
+                raise RuntimeError("a client has not noticed the crash")
         for connection in connections:
             connection.close()
         self.seen[f"{victim} killed"] += 1
@@ -304,10 +309,13 @@ class Stage:
         return threads
 
     def kill(self, victim, backend, rng):
-        if victim == "recovery":
+        if victim == "all in recovery":
             os.kill(backend, signal.SIGKILL)
             time.sleep(rng.uniform(0, 0.1))
-        if victim in ("postmaster", "recovery"):
+            # All: who waits for an LWLock of that backend would wait for ever, without a postmaster to end it.
+            self.cluster.kill_postmaster(and_all=True)
+            return
+        if victim == "postmaster":
             self.cluster.kill_postmaster()
             return
         before = self.kills()
