@@ -935,6 +935,20 @@ SELECT engine, summary FROM idem_merge('watched_s', 'watched', '{k}', 'seen');
 TABLE progress;
 SELECT count(*) AS left_over FROM pg_stat_progress_copy WHERE pid = pg_backend_pid();
 
+-- A stale row that is refused comes before what writing the others would find.
+CREATE TABLE guarded (k int PRIMARY KEY, v int CHECK (v < 100), ver int);
+INSERT INTO guarded SELECT i, 0, 5 FROM generate_series(1, 1000) AS i;
+ANALYZE guarded;
+CREATE TABLE guarded_s (k int, v int, ver int);
+INSERT INTO guarded_s VALUES (1, 500, 6), (2, 1, 4);
+\set VERBOSITY sqlstate
+SET idempotent_ingest.engine = native;
+SELECT summary FROM idem_merge('guarded_s', 'guarded', version_cols => '{ver}', on_stale => 'error');
+SET idempotent_ingest.engine = sql;
+SELECT summary FROM idem_merge('guarded_s', 'guarded', version_cols => '{ver}', on_stale => 'error');
+RESET idempotent_ingest.engine;
+\set VERBOSITY default
+
 -- Few rows, staged where nobody has analyzed them, into a large target: neither
 -- engine reads more of it than these.
 CREATE TABLE parts (k int PRIMARY KEY, v int) PARTITION BY RANGE (k);

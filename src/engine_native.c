@@ -310,6 +310,12 @@ write_row(NativeRun *run, IdemRow *row, IdemRowRef ref, ItemPointer tid)
 	run->contention = !done;
 }
 
+static bool
+refuses_stale(const NativeRun *run)
+{
+	return run->info->request->on_stale == IDEM_STALE_ERROR && run->info->nversions > 0;
+}
+
 /* The staged row at hand is to be written, at once or later. */
 static void
 change(NativeRun *run, IdemRowRef ref, ItemPointer tid)
@@ -352,7 +358,7 @@ classify_pair(NativeRun *run, IdemRowRef ref, TupleTableSlot *slot)
 			break;
 		case IDEM_ROW_STALE:
 			run->counts->stale++;
-			run->stale_error |= info->request->on_stale == IDEM_STALE_ERROR;
+			run->stale_error |= refuses_stale(run);
 			break;
 		case IDEM_ROW_CHANGED:
 			run->counts->updated++;
@@ -605,7 +611,12 @@ classify(NativeRun *run)
 			scan_target(run);
 	}
 	else
+	{
+		/* A stale row is to be reported rather than what writing might find. */
+		if (refuses_stale(run))
+			run->changes = idem_changes_begin(run->info, run->store);
 		probe_target(run);
+	}
 }
 
 /* Write what has changed, in the order of the key. */
@@ -730,7 +741,9 @@ attempt(void *arg)
 	begin_progress(run);
 	find_largest_key(run);
 	idem_batch_read(run->batch, run->source);
-	if (idem_batch_refusal(run->batch) == NULL)
+	/* Where stale rows are refused, none of the others is written before. */
+	if (idem_batch_refusal(run->batch) == NULL &&
+		!(idem_batch_is_sorted(run->batch) && refuses_stale(run)))
 	{
 		note_read(run);
 		classify(run);
