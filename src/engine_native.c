@@ -741,9 +741,7 @@ attempt(void *arg)
 	begin_progress(run);
 	find_largest_key(run);
 	idem_batch_read(run->batch, run->source);
-	/* Where stale rows are refused, none of the others is written before. */
-	if (idem_batch_refusal(run->batch) == NULL &&
-		!(idem_batch_is_sorted(run->batch) && refuses_stale(run)))
+	if (idem_batch_refusal(run->batch) == NULL)
 	{
 		note_read(run);
 		classify(run);
