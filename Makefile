@@ -20,7 +20,8 @@ ISOLATION = same_batch same_batch_other_content derived_id claim reapply forget 
 	deadlock_freedom several_merges no_wait cancelled merge_vs_insert \
 	merge_vs_update merge_vs_delete merge_vs_key_change merge_vs_truncate \
 	merge_vs_ddl merge_vs_foreign_key merge_vs_second_unique schema_rename \
-	add_columns partitioned staging_changes native_contention inbox retention
+	add_columns partitioned staging_changes native_contention inbox retention \
+	replay_after_conflict
 # The tests have texts in several languages.
 REGRESS_OPTS = --encoding=UTF8
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

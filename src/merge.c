@@ -22,6 +22,7 @@
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
+#include "deletions.h"
 #include "engine_native.h"
 #include "engine_sql.h"
 #include "guc.h"
@@ -184,7 +185,7 @@ replay(Merge *merge, const IdemLedgerEntry *entry)
 static void
 require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 {
-	bool		deleted = idem_relcheck_lost_rows(key->target);
+	bool		deleted = idem_deletions_noticed(key->target);
 
 	if (!deleted &&
 		(entry->rows[2] + entry->rows[3] == 0 || !idem_relcheck_is_empty(key->target)))
@@ -439,13 +440,16 @@ run_engine(Merge *merge, IdemCounts *counts, char **fingerprint)
 {
 	const char *reason;
 	const char *engine = choose_engine(merge->info, &reason);
+	IdemWritten written;
 
 	if (engine == ENGINE_SQL)
 		idem_engine_native_note_skipped(merge->info);
 	else if (idem_engine_native_apply(&merge->source, merge->info, counts, fingerprint))
 		return engine;
 	idem_progress_begin(merge->info->target, IDEM_PHASE_APPLYING);
+	written = idem_deletions_begin(merge->info->target);
 	idem_engine_sql_apply(&merge->source, merge->info, counts, fingerprint);
+	idem_deletions_end(merge->info->target, written, counts->inserted);
 	return ENGINE_SQL;
 }
 
@@ -793,7 +797,7 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 					 errdetail("It was claimed at %s with fingerprint \"%s\".",
 							   timestamptz_to_str(entry.applied_at), entry.fingerprint),
 					 errhint("Give other content another batch id.")));
-		if (OidIsValid(target) && idem_relcheck_lost_rows(target))
+		if (OidIsValid(target) && idem_deletions_noticed(target))
 			require_batch_in_target(&key, &entry);
 	}
 	idem_spi_finish();

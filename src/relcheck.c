@@ -17,7 +17,6 @@
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
-#include "pgstat.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -27,7 +26,6 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
-#include "compat.h"
 #include "relcheck.h"
 #include "spi_util.h"
 
@@ -256,37 +254,6 @@ idem_relcheck_target(Oid relid, Oid staging)
 				 errdetail("A unique index does not cover the children, so that a key could be stored twice."),
 				 errhint("Use a partitioned table, or merge into the children one by one.")));
 	relation_close(target, NoLock);
-}
-
-/*
- * Has the current transaction deleted rows from the target or truncated it?
- * Taken from the counts that the transaction keeps for the statistics; without
- * track_counts only new storage tells.
- */
-bool
-idem_relcheck_lost_rows(Oid target)
-{
-	ListCell   *lc;
-	bool		lost = false;
-
-	foreach(lc, find_all_inheritors(target, AccessShareLock, NULL))
-	{
-		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
-
-		/* An invalidation cuts the entry off from its counts: look again. */
-		if (pgstat_should_count_relation(rel))
-		{
-			PgStat_TableXactStatus *level;
-
-			for (level = rel->pgstat_info->trans; level; level = level->upper)
-				lost |= level->truncdropped || level->tuples_deleted > 0;
-		}
-		else if (rel->rd_createSubid == InvalidSubTransactionId &&
-				 RELKIND_HAS_STORAGE(rel->rd_rel->relkind))
-			lost |= IDEM_RELATION_HAS_NEW_STORAGE(rel);
-		relation_close(rel, NoLock);
-	}
-	return lost;
 }
 
 /* Has the target, with all its parts, no blocks at all? */

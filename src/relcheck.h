@@ -16,7 +16,6 @@ extern void idem_relcheck_snapshot(Oid relid);
 extern void idem_relcheck_staging(Oid staging);
 extern void idem_relcheck_target(Oid relid, Oid staging);
 extern char *idem_relcheck_name(Oid relid);
-extern bool idem_relcheck_lost_rows(Oid target);
 extern bool idem_relcheck_is_hypertable(Oid relid);
 extern bool idem_relcheck_is_distributed(Oid relid);
 extern bool idem_relcheck_is_empty(Oid target);
