@@ -273,7 +273,8 @@ report_other_operation(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 
 /*
  * 40001: a ledger row is in the way, and cannot be seen. It was committed after
- * the snapshot was taken, or comes from somebody who does not lock batches.
+ * the snapshot was taken, or comes from somebody who does not lock batches; or
+ * the ledger did not take ours, because somebody gave it a trigger.
  */
 static void
 report_race(const IdemBatchKey *key)
@@ -281,7 +282,7 @@ report_race(const IdemBatchKey *key)
 	ereport(ERROR,
 			(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 			 errmsg("could not serialize access to batch \"%s\"", key->batch_id),
-			 errdetail("Another transaction has recorded it meanwhile."),
+			 errdetail("Another transaction has recorded it meanwhile, or a trigger keeps it out of the ledger."),
 			 errhint("Run the transaction again.")));
 }
 
@@ -698,8 +699,8 @@ idem_merge_explain(const IdemLedger *ledger, const IdemRequest *request,
 									  "ACCESS SHARE on %s\n"
 									  "the batch\n"
 									  "the turn of the target%s\n"
-									  "the ledger row\n"
-									  "the rows to be written, in the order of the key",
+									  "the rows to be written, in the order of the key\n"
+									  "the ledger row",
 									  adds || request->exclusive ? "ACCESS EXCLUSIVE" :
 									  "ROW EXCLUSIVE",
 									  info->target_name, info->staging_name,
