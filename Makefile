@@ -44,7 +44,7 @@ help:
 	@echo '  make demo           build, load sample data into a throw-away server, show what happened'
 	@echo '  make test           build, run all tests against throw-away servers'
 	@echo '                      (PG_MAJOR=17, SUITES="regress tap", REGRESS="ledger" narrow it down)'
-	@echo '  make stress         look for a counterexample to the guarantees for hours; test/stress/README.md'
+	@echo '  make stress         look for a counterexample to the guarantees, for a night (STAGES=coverage ...)'
 	@echo '  make coverage       which lines and which errors of src/ the tests reach'
 	@echo '  make mutants        break the code in many ways, and see that tests notice'
 	@echo '  make sanitize       the tests with AddressSanitizer, and more'
@@ -72,15 +72,8 @@ test: setup
 	@bash test/run.sh
 
 # make test runs some thousand histories; this is for a night.
-stress: export HISTORIES ?= 100000
-stress: export SCHEDULES ?= 20000
-stress: export CRASHES ?= 300
-stress: export FAULTS ?= 5000
-stress: export CALLS ?= 500000
-stress: export CASES ?= 10000
-stress: export SUITES = stress
 stress: setup
-	@bash test/run.sh
+	@bash test/stress.sh
 
 # These use a copy of PostgreSQL, so that nobody else meets what they build.
 coverage:
