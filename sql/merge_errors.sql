@@ -324,6 +324,10 @@ SELECT try_merge($$'generated_s', 'generated'$$);
 SELECT * FROM generated ORDER BY k;
 SELECT try_merge($$'generated_s', 'generated', '{id}'$$);
 SELECT try_merge($$'generated_s', 'generated', version_cols => '{twice}'$$);
+SELECT try_merge($$'generated_s', 'generated', mode => 'update', version_cols => '{twice}'$$);
+SELECT try_merge($$'generated_s', 'generated', mode => 'update', version_cols => '{id}'$$);
+SELECT try_merge($$'generated_s', 'generated', mode => 'update', update_cols => '{twice}'$$);
+SELECT try_merge($$'generated_s', 'generated', mode => 'update', audit_cols => '{twice}'$$);
 
 --
 -- Keys

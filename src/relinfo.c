@@ -177,9 +177,14 @@ resolve_names(const IdemMergeInfo *info, Relation staging, Relation target,
 	{
 		char	   *name = lfirst(lc);
 		int			position = idem_relinfo_find_column(info, name);
+		bool		generated = idem_relinfo_has_name(info->generated, name);
 		const char *closest;
 
-		if (position >= 0)
+		/* Mode update does not set the key, so that it can be generated. */
+		if (position >= 0 && info->columns[position].is_generated &&
+			strcmp(argument, "key_cols") != 0)
+			generated = true;
+		else if (position >= 0)
 		{
 			Assert(!list_member_int(positions, position));
 			positions = lappend_int(positions, position);
@@ -190,7 +195,7 @@ resolve_names(const IdemMergeInfo *info, Relation staging, Relation target,
 					(errcode(ERRCODE_UNDEFINED_COLUMN),
 					 errmsg("\"%s\" in \"%s\" is a system column", name, argument),
 					 errhint("Name columns that staging and target both have.")));
-		if (idem_relinfo_has_name(info->generated, name))
+		if (generated)
 			ereport(ERROR,
 					(errcode(ERRCODE_GENERATED_ALWAYS),
 					 errmsg("column \"%s\" in \"%s\" cannot be set from staging", name, argument),
