@@ -581,6 +581,8 @@ run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeResult *resul
 	result->permitted = true;
 	idem_relcheck_snapshot(info->target);
 	idem_relcheck_snapshot(info->staging);
+	/* A newer index leads to rows that had another key then. */
+	idem_relcheck_snapshot(info->index);
 	idem_relinfo_report(info);
 	idem_source_begin(&merge.source, ledger, info->staging, request->dry_run);
 	if (request->dry_run)

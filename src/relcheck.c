@@ -73,7 +73,8 @@ storage_of(Oid relid, Snapshot snapshot)
 
 /*
  * Refuse a relation that others have truncated, rewritten or created since the
- * snapshot of the transaction was taken: under that snapshot it looks empty.
+ * snapshot of the transaction was taken: under that snapshot it looks empty, and
+ * an index can be wrong.
  * Then the snapshot shows another storage for it than it has now, or none. The
  * caller has locked the relation. Partitions are not looked at, since that would
  * take locks on all of them.
