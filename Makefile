@@ -21,7 +21,7 @@ ISOLATION = same_batch same_batch_other_content derived_id claim reapply forget 
 	merge_vs_update merge_vs_delete merge_vs_key_change merge_vs_truncate \
 	merge_vs_ddl merge_vs_foreign_key merge_vs_second_unique schema_rename \
 	add_columns partitioned staging_changes native_contention inbox retention \
-	replay_after_conflict
+	replay_after_conflict staging_partitions newer_index
 # The tests have texts in several languages.
 REGRESS_OPTS = --encoding=UTF8
 ISOLATION_OPTS = --inputdir=$(srcdir)/test/isolation

@@ -372,6 +372,16 @@ INSERT INTO nnd_s VALUES (NULL, 'a', 'new'), (1, NULL, 'same'), (NULL, NULL, 'no
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b' $$);
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b' $$, $$ INSERT INTO nnd_s VALUES (NULL, NULL, 'two') $$);
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b', mode => 'update' $$);
+-- Stored rows without a key are nobody's; a key that is the number zero is another one.
+CREATE TABLE nd (k int UNIQUE, v text);
+CREATE TABLE nd_s AS SELECT i AS k, 'new ' || i AS v FROM generate_series(0, 9) AS i;
+INSERT INTO nd VALUES (NULL, 'no key'), (NULL, 'none either'), (1, 'one');
+ANALYZE nd;
+SELECT by_both($$ 'nd_s', 'nd', '{k}', 'b' $$);
+SELECT by_both($$ 'nd_s', 'nd', '{k}', 'b', mode => 'insert' $$);
+SELECT by_both($$ 'nd_s', 'nd', '{k}', 'b', mode => 'update' $$);
+SELECT by_both($$ 'nd_s', 'nd', '{k}', 'b' $$, 'INSERT INTO nd VALUES (0, ''zero'')');
+SELECT by_both($$ 'nd_s', 'nd', '{k}', 'b' $$, $$ ALTER TABLE nd ALTER k TYPE date USING '2000-01-02'::date + k; ALTER TABLE nd_s ALTER k TYPE date USING '2000-01-01'::date + k $$);
 
 -- Defaults, identities and generated columns.
 CREATE TABLE c (
@@ -590,6 +600,9 @@ SELECT by_both(format($$ '%s', 'w', '{k}', 'b' $$, staging)) FROM unnest('{ws,ws
 SELECT by_both($$ 'ws', 'w', '{k}', 'b' $$, $$ INSERT INTO ws_child SELECT * FROM ws WHERE k = 3; DELETE FROM ONLY ws WHERE k = 3 $$);
 SELECT by_both($$ 'ws', 'w', '{k}', 'b' $$, $$ CREATE POLICY p ON ws USING (k < 3); ALTER TABLE ws ENABLE ROW LEVEL SECURITY, OWNER TO idem_e_owner; ALTER TABLE ws FORCE ROW LEVEL SECURITY; ALTER TABLE w OWNER TO idem_e_owner; SET LOCAL ROLE idem_e_owner $$);
 
+-- One that cannot be read yet.
+CREATE MATERIALIZED VIEW unpopulated AS TABLE s WITH NO DATA;
+SELECT by_both($$ 'unpopulated', 't', '{k}', 'b' $$);
 -- A partition, and an access method by another name.
 SELECT by_both($$ 'gs', 'a_partition', '{k}', 'b' $$);
 SELECT by_both($$ 'gs', 'a_partition', '{k}', 'b' $$, 'INSERT INTO gs VALUES (-1, 0)');
@@ -948,6 +961,28 @@ SET idempotent_ingest.engine = sql;
 SELECT summary FROM idem_merge('guarded_s', 'guarded', version_cols => '{ver}', on_stale => 'error');
 RESET idempotent_ingest.engine;
 \set VERBOSITY default
+
+-- Memory does not grow with the rows that are inserted, though values are moved
+-- out of line, nor with duplicates of a batch that does not fit.
+CREATE FUNCTION tell_memory() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE NOTICE 'memory is bounded: %', (SELECT sum(total_bytes) < 6 * 1024 * 1024 FROM pg_backend_memory_contexts WHERE name LIKE 'idem_merge%');
+    RETURN NULL;
+END $$;
+CREATE TABLE wide (k int PRIMARY KEY, a text, b text, c text);
+CREATE TRIGGER tell AFTER INSERT ON wide FOR EACH STATEMENT EXECUTE FUNCTION tell_memory();
+CREATE TABLE wide_s AS
+    SELECT i AS k, r.v || 'a' AS a, r.v || 'b' AS b, r.v || 'c' AS c
+    FROM generate_series(1, 6000) AS i, LATERAL (SELECT string_agg(md5(i || '.' || j), '') AS v FROM generate_series(1, 28) AS j) r;
+SET idempotent_ingest.engine = native;
+SELECT summary FROM idem_merge('wide_s', 'wide', '{k}', 'b');
+CREATE TABLE twice (k int PRIMARY KEY, v int);
+CREATE TRIGGER tell AFTER INSERT ON twice FOR EACH STATEMENT EXECUTE FUNCTION tell_memory();
+CREATE TABLE twice_s AS SELECT i AS k, i AS v FROM generate_series(1, 10000) AS i, generate_series(1, 2);
+SET work_mem = '64kB';
+SELECT summary FROM idem_merge('twice_s', 'twice', '{k}', 'b');
+RESET work_mem;
+RESET idempotent_ingest.engine;
 
 -- Few rows, staged where nobody has analyzed them, into a large target: neither
 -- engine reads more of it than these.

@@ -96,6 +96,20 @@ shmem_init_hash_compat(const char *name, long nelems, HASHCTL *control, int flag
 #endif
 }
 
+/*
+ * Is it certain that no row has NULL there? 18 brought NOT NULL constraints that
+ * were not verified.
+ */
+static inline bool
+attribute_is_never_null_compat(TupleDesc tupdesc, AttrNumber attnum)
+{
+#if PG_VERSION_NUM >= 180000
+	return TupleDescCompactAttr(tupdesc, attnum - 1)->attnullability == ATTNULLABLE_VALID;
+#else
+	return TupleDescAttr(tupdesc, attnum - 1)->attnotnull;
+#endif
+}
+
 /* 18 brought virtual generated columns. */
 static inline bool
 attribute_is_virtual_compat(Form_pg_attribute attribute)

@@ -254,8 +254,10 @@ has_key_of(const NativeRun *run, const TupleTableSlot *slot)
 {
 	const IdemMergeInfo *info = run->info;
 
+	/* Of numbers the hash says so, unless the stored key is NULL. */
 	if (idem_batch_number_length(run->batch) > 0)
-		return true;			/* the hash says so */
+		return !slot_attisnull((TupleTableSlot *) slot,
+							   info->columns[info->keys[0].column].target_attnum);
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		int			column = info->keys[i].column;
@@ -727,20 +729,20 @@ attempt(void *arg)
 	MemoryContext old_context = MemoryContextSwitchTo(context);
 	bool		done = false;
 
-	CommandCounterIncrement();
-	PushActiveSnapshot(GetTransactionSnapshot());
-	run->snapshot = GetActiveSnapshot();
 	run->target = table_open(run->info->target, NoLock);
 	run->comparer = idem_rowcmp_begin(run->info);
 	run->fills = run->info->request->exclusive &&
 		run->info->request->mode != IDEM_MODE_UPDATE &&
 		idem_writer_may_fill(run->info, run->target);
-	run->batch = idem_batch_begin(run->info, run->comparer);
+	run->batch = idem_batch_begin(run->info, run->source, run->comparer);
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	run->snapshot = GetActiveSnapshot();
 	run->store = idem_batch_store(run->batch);
 	prepare(run);
 	begin_progress(run);
 	find_largest_key(run);
-	idem_batch_read(run->batch, run->source);
+	idem_batch_read(run->batch);
 	if (idem_batch_refusal(run->batch) == NULL)
 	{
 		note_read(run);
@@ -755,6 +757,7 @@ attempt(void *arg)
 	}
 	if (done)
 	{
+		idem_rowfuncs_check(run->counts);
 		*run->result_counts = *run->counts;
 		MemoryContextSwitchTo(run->caller_context);
 		*run->result_fingerprint = idem_batch_fingerprint(run->batch);

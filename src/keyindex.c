@@ -20,6 +20,7 @@
 #include "utils/relcache.h"
 #include "utils/syscache.h"
 
+#include "compat.h"
 #include "keyindex.h"
 #include "relcheck.h"
 
@@ -118,7 +119,7 @@ use_index(IdemMergeInfo *info, Relation index, Relation target)
 												 descending ? BTGreaterStrategyNumber :
 												 BTLessStrategyNumber);
 		key->nulls_first = (index->rd_indoption[i] & INDOPTION_NULLS_FIRST) != 0;
-		key->nullable = !att->attnotnull;
+		key->nullable = !attribute_is_never_null_compat(RelationGetDescr(target), attnum);
 		if (info->witness < 0 && (!info->nulls_not_distinct || !key->nullable))
 			info->witness = attnum;
 		classes = SysCacheGetAttr(INDEXRELID, index->rd_indextuple,

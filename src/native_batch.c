@@ -59,6 +59,7 @@ struct IdemBatch
 	MemoryContext context;
 	MemoryContext row_context;	/* reset for each staged row */
 	const IdemMergeInfo *info;
+	IdemSource *source;
 	IdemComparer *comparer;
 	IdemFingerprint *fingerprint;
 	IdemCounts	counts;
@@ -169,7 +170,7 @@ has_greater_image(const IdemBatch *batch, const IdemRow *a, const IdemRow *b, bo
 /*
  * Of two rows of one key, does the new one stay? tied says whether the one that
  * stays contradicts another row of the same version; a greater version settles
- * that.
+ * that. Leaves something behind in the current memory context.
  */
 static bool
 new_row_wins(IdemBatch *batch, const IdemRow *old, const IdemRow *new, bool *tied)
@@ -400,9 +401,15 @@ idem_batch_next_sorted(IdemBatch *batch)
 	tied = false;
 	while (batch->has_next && same_key(batch, batch->sorted[0], batch->sorted[1]))
 	{
+		MemoryContext old_context = MemoryContextSwitchTo(batch->row_context);
+		bool		wins;
+
 		CHECK_FOR_INTERRUPTS();
+		MemoryContextReset(batch->row_context);
 		batch->counts.duplicate++;
-		if (new_row_wins(batch, batch->sorted[0], batch->sorted[1], &tied))
+		wins = new_row_wins(batch, batch->sorted[0], batch->sorted[1], &tied);
+		MemoryContextSwitchTo(old_context);
+		if (wins)
 			swap_sorted(batch);
 		fetch_sorted(batch);
 	}
@@ -522,30 +529,36 @@ ignore(DestReceiver *self)
 }
 
 /*
- * Begin a batch. The caller holds locks on both relations. It lives in the
+ * Begin a batch. The caller holds locks on both relations; what else there is to
+ * lock is locked here. The caller also holds an SPI connection. It lives in the
  * current memory context; idem_batch_free() ends what it holds.
  */
 IdemBatch *
-idem_batch_begin(const IdemMergeInfo *info, IdemComparer *comparer)
+idem_batch_begin(const IdemMergeInfo *info, IdemSource *source, IdemComparer *comparer)
 {
 	IdemBatch  *batch = palloc0(sizeof(IdemBatch));
 	char	  **names = palloc(sizeof(char *) * Max(info->ncolumns, 1));
 	Oid		   *types = palloc(sizeof(Oid) * Max(info->ncolumns, 1));
 	bool	   *covered = palloc(sizeof(bool) * Max(info->ncolumns, 1));
+	List	   *columns = NIL;
 
 	batch->context = CurrentMemoryContext;
 	batch->row_context = AllocSetContextCreate(CurrentMemoryContext, "idem_merge staged row",
 											   ALLOCSET_DEFAULT_SIZES);
 	batch->info = info;
+	batch->source = source;
 	batch->comparer = comparer;
 	for (int i = 0; i < info->ncolumns; i++)
 	{
 		names[i] = info->columns[i].name;
 		types[i] = info->columns[i].staged_type;
 		covered[i] = !info->columns[i].is_audit;
+		columns = lappend(columns, names[i]);
 	}
 	batch->fingerprint = idem_rowhash_begin(info->ncolumns, names, types, covered);
 	batch->store = idem_store_begin(info);
+	if (!idem_store_can_scan(batch->store))
+		idem_source_prepare(source, columns);
 	batch->incoming = idem_store_make_row(batch->store);
 	batch->old_row = idem_store_make_row(batch->store);
 	batch->new_row = idem_store_make_row(batch->store);
@@ -590,20 +603,20 @@ idem_batch_set_bound(IdemBatch *batch, const Datum *keys, const bool *nulls)
 
 /*
  * Read the staged rows, under the active snapshot, which must stay so as long as
- * the batch is used. The caller holds an SPI connection. If idem_batch_refusal()
- * then is not NULL, the batch is not for the native engine.
+ * the batch is used, and must not be older than idem_batch_begin(): it shows what
+ * was waited for there. If idem_batch_refusal() then is not NULL, the batch is not
+ * for the native engine.
  */
 void
-idem_batch_read(IdemBatch *batch, IdemSource *source)
+idem_batch_read(IdemBatch *batch)
 {
 	BatchReceiver receiver = {{receive_row, ignore_startup, ignore, ignore, DestNone}};
-	List	   *columns = NIL;
 
-	for (int i = 0; i < batch->info->ncolumns; i++)
-		columns = lappend(columns, batch->info->columns[i].name);
 	receiver.batch = batch;
-	if (!idem_store_scan(batch->store, batch->incoming, take_row, batch))
-		idem_source_read(source, columns, &receiver.pub);
+	if (idem_store_can_scan(batch->store))
+		idem_store_scan(batch->store, batch->incoming, take_row, batch);
+	else
+		idem_source_read(batch->source, &receiver.pub);
 	if (batch->refusal == NULL)
 		flush_pending(batch);
 	if (batch->ties > 0)

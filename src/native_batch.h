@@ -23,9 +23,10 @@ typedef struct IdemBatchEntry
 	IdemRowRef	ref;			/* 0: free */
 } IdemBatchEntry;
 
-extern IdemBatch *idem_batch_begin(const IdemMergeInfo *info, IdemComparer *comparer);
+extern IdemBatch *idem_batch_begin(const IdemMergeInfo *info, IdemSource *source,
+								   IdemComparer *comparer);
 extern void idem_batch_set_bound(IdemBatch *batch, const Datum *keys, const bool *nulls);
-extern void idem_batch_read(IdemBatch *batch, IdemSource *source);
+extern void idem_batch_read(IdemBatch *batch);
 extern void idem_batch_free(IdemBatch *batch);
 extern IdemStore *idem_batch_store(const IdemBatch *batch);
 extern const char *idem_batch_refusal(const IdemBatch *batch);

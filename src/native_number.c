@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * native_number.c
- *	  Keys that are one number, and never NULL.
+ *	  Keys that are one number.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,7 +14,8 @@
 
 /*
  * How many bytes a key has whose order, as the key's index has it, is that of
- * numbers; 0 if it is another one.
+ * numbers; 0 if it is another one. Staged keys are never NULL then, stored ones
+ * can be.
  */
 int
 idem_number_length(const IdemMergeInfo *info)

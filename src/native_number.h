@@ -1,10 +1,11 @@
 /*-------------------------------------------------------------------------
  *
  * native_number.h
- *	  Keys that are one number, and never NULL.
+ *	  Keys that are one number.
  *
  * Such a key is hashed by a function that can be undone: a hash stands for one
- * key, and the key can be had from it, without a look at the row.
+ * key, and the key can be had from it, without a look at the row. A NULL has the
+ * hash of some number: who looks up a stored row has to see that it is none.
  *
  *-------------------------------------------------------------------------
  */

@@ -35,6 +35,7 @@
 
 #include "compat.h"
 #include "native_store.h"
+#include "relcheck.h"
 
 #define CHUNK_BITS		20
 #define CHUNK_SIZE		((Size) 1 << CHUNK_BITS)
@@ -91,22 +92,24 @@ cast_expression(const IdemColumn *column)
 
 /*
  * Can the relation be scanned without the executor? Not what has parts, is
- * computed as it is read, or may be seen in part only.
+ * computed as it is read, may be seen in part only, or not at all.
  */
 static bool
-can_scan(Relation staging)
+may_scan(Relation staging)
 {
 	TupleDesc	tupdesc = RelationGetDescr(staging);
 	char		kind = staging->rd_rel->relkind;
 
 	if ((kind != RELKIND_RELATION && kind != RELKIND_MATVIEW) ||
 		staging->rd_rel->relam != HEAP_TABLE_AM_OID || staging->rd_rel->relhassubclass ||
+		!RelationIsPopulated(staging) ||
 		check_enable_rls(RelationGetRelid(staging), InvalidOid, true) == RLS_ENABLED)
 		return false;
 	for (int i = 0; i < tupdesc->natts; i++)
 		if (attribute_is_virtual_compat(TupleDescAttr(tupdesc, i)))
 			return false;
-	return true;
+	return RelationUsesLocalBuffers(staging) ||
+		!idem_relcheck_is_distributed(RelationGetRelid(staging));
 }
 
 /* Make room for a row at hand. It lives as long as the store. */
@@ -168,8 +171,10 @@ keeps_whole_rows(const IdemStore *store)
 
 /*
  * Let the slot have a tuple of staging. It was seen by the snapshot, which keeps
- * it where it is, so neither visibility nor a lock on the buffer is needed. To
- * look a buffer up costs more than all the rest, hence the guess where it is.
+ * its line pointer, so visibility need not be looked at. The tuple itself moves
+ * when its page is pruned: a pin keeps it where it is, once a lock has shown
+ * that nobody who pruned before the pin is still at it. To look a buffer up costs
+ * more than all the rest, hence the guess where it is.
  */
 static void
 fetch_tuple(IdemStore *store, IdemRowRef ref, IdemRow *row)
@@ -187,12 +192,14 @@ fetch_tuple(IdemStore *store, IdemRowRef ref, IdemRow *row)
 		buffer = ReadBuffer(store->staging, block);
 		store->buffers[block] = buffer;
 	}
+	LockBuffer(buffer, BUFFER_LOCK_SHARE);
 	page = BufferGetPage(buffer);
 	item = PageGetItemId(page, offset);
 	if (!ItemIdIsNormal(item))
 		elog(ERROR, "could not find staged row (%u,%u) again", block, offset);
 	row->tuple.t_data = (HeapTupleHeader) PageGetItem(page, item);
 	row->tuple.t_len = ItemIdGetLength(item);
+	LockBuffer(buffer, BUFFER_LOCK_UNLOCK);
 	row->tuple.t_tableOid = RelationGetRelid(store->staging);
 	ItemPointerSet(&row->tuple.t_self, block, offset);
 	ExecStorePinnedBufferHeapTuple(&row->tuple, row->slot, buffer);
@@ -365,9 +372,9 @@ copy_row(IdemStore *store, const IdemRow *row)
 }
 
 /*
- * Begin to keep rows. The caller holds locks on both relations, and the active
- * snapshot stays so as long as the store is used. It lives in the current memory
- * context; idem_store_free() ends what it holds.
+ * Begin to keep rows. The caller holds locks on both relations; from the scan on,
+ * the active snapshot stays so as long as the store is used. It lives in the
+ * current memory context; idem_store_free() ends what it holds.
  */
 IdemStore *
 idem_store_begin(const IdemMergeInfo *info)
@@ -394,7 +401,7 @@ idem_store_begin(const IdemMergeInfo *info)
 		}
 	}
 	tupdesc_finalize_compat(store->copied);
-	if (can_scan(staging))
+	if (may_scan(staging))
 	{
 		BlockNumber blocks = RelationGetNumberOfBlocks(staging);
 
@@ -486,12 +493,18 @@ idem_store_make_slot(IdemStore *store, const TupleTableSlotOps *ops)
 	return alloc_table_slot_compat(&store->estate->es_tupleTable, store->copied, ops);
 }
 
-/*
- * Take the rows of staging, if that can be scanned without the executor: each is
- * put into row as it was staged, and given to the function, until that returns
- * false. Returns false if it cannot.
- */
+/* Is staging what idem_store_scan() can read? Else the executor has to. */
 bool
+idem_store_can_scan(const IdemStore *store)
+{
+	return store->staging != NULL;
+}
+
+/*
+ * Take the rows of staging without the executor: each is put into row as it was
+ * staged, and given to the function, until that returns false.
+ */
+void
 idem_store_scan(IdemStore *store, IdemRow *row, bool (*take) (void *, ItemPointer), void *arg)
 {
 	const IdemMergeInfo *info = store->info;
@@ -502,8 +515,6 @@ idem_store_scan(IdemStore *store, IdemRow *row, bool (*take) (void *, ItemPointe
 	int64		bytes = 0;
 	bool		more = true;
 
-	if (store->staging == NULL)
-		return false;
 	slot = table_slot_create(store->staging, &store->estate->es_tupleTable);
 	scan = table_beginscan_compat(store->staging, GetActiveSnapshot());
 	for (int i = 0; i < info->ncolumns; i++)
@@ -528,5 +539,4 @@ idem_store_scan(IdemStore *store, IdemRow *row, bool (*take) (void *, ItemPointe
 		more = take(arg, &slot->tts_tid);
 	}
 	table_endscan(scan);
-	return true;
 }

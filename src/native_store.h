@@ -39,7 +39,8 @@ extern double idem_store_expected_rows(const IdemStore *store);
 extern TupleDesc idem_store_descriptor(const IdemStore *store);
 extern TupleTableSlot *idem_store_make_slot(IdemStore *store, const TupleTableSlotOps *ops);
 extern IdemRow *idem_store_make_row(IdemStore *store);
-extern bool idem_store_scan(IdemStore *store, IdemRow *row,
+extern bool idem_store_can_scan(const IdemStore *store);
+extern void idem_store_scan(IdemStore *store, IdemRow *row,
 							bool (*take) (void *, ItemPointer), void *arg);
 extern void idem_store_convert(IdemStore *store, IdemRow *row);
 extern IdemRowRef idem_store_put(IdemStore *store, const IdemRow *row, ItemPointer tid);

@@ -11,8 +11,9 @@
  *
  * New rows are buffered. Where it can be seen in which order rows are written,
  * that is the order of the key, as in the other engine, and with a second unique
- * index one by one, so that the first fault is the one that is reported;
- * elsewhere new rows may be written later than updates of greater keys.
+ * index or one of expressions one by one, so that the first fault is the one that
+ * is reported; elsewhere new rows may be written later than updates of greater
+ * keys.
  *
  *-------------------------------------------------------------------------
  */
@@ -23,6 +24,7 @@
 #include "access/sysattr.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/pg_index.h"
 #include "commands/progress.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
@@ -69,11 +71,15 @@ struct IdemWriter
 	int64		written;		/* for pg_stat_progress_copy */
 };
 
-/* Find the columns that staging does not give, and what they get in new rows. */
+/*
+ * Find the columns that staging does not give, and what they get in new rows.
+ * Only once there is one, for defaults can ask for rights.
+ */
 static void
 prepare_defaults(IdemWriter *writer)
 {
 	TupleDesc	tupdesc = RelationGetDescr(writer->target);
+	MemoryContext old_context = MemoryContextSwitchTo(writer->estate->es_query_cxt);
 
 	writer->missing = palloc(sizeof(AttrNumber) * tupdesc->natts);
 	writer->defaults = palloc0(sizeof(ExprState *) * tupdesc->natts);
@@ -90,11 +96,15 @@ prepare_defaults(IdemWriter *writer)
 			writer->defaults[writer->nmissing] = ExecPrepareExpr(expression, writer->estate);
 		writer->missing[writer->nmissing++] = att->attnum;
 	}
+	MemoryContextSwitchTo(old_context);
 }
 
-/* Is there a unique index beside that of the key? */
+/*
+ * Is there a unique index beside that of the key, or, if it is asked for, one
+ * with an expression that can fail?
+ */
 static bool
-has_other_unique_index(Oid key_index, Relation target)
+has_other_index(Oid key_index, Relation target, bool of_expressions)
 {
 	ListCell   *lc;
 	bool		found = false;
@@ -104,6 +114,9 @@ has_other_unique_index(Oid key_index, Relation target)
 		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
 
 		found |= index->rd_index->indisunique && lfirst_oid(lc) != key_index;
+		found |= of_expressions &&
+			(!heap_attisnull(index->rd_indextuple, Anum_pg_index_indexprs, NULL) ||
+			 !heap_attisnull(index->rd_indextuple, Anum_pg_index_indpred, NULL));
 		index_close(index, NoLock);
 	}
 	return found;
@@ -135,7 +148,7 @@ shows_order(const IdemMergeInfo *info, Relation target)
 {
 	const TriggerDesc *triggers = target->trigdesc;
 
-	return has_other_unique_index(info->index, target) ||
+	return has_other_index(info->index, target, false) ||
 		(triggers && (triggers->trig_insert_after_row || triggers->trig_update_after_row));
 }
 
@@ -165,6 +178,7 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 	RangeTblEntry *rte = makeNode(RangeTblEntry);
 	Bitmapset  *updated = NULL;
 	IdemMode	mode = info->request->mode;
+	bool		one_by_one;
 
 	writer->info = info;
 	writer->target = target;
@@ -195,13 +209,12 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 		ExecOpenIndices(writer->relinfo, false);
 	writer->cid = GetCurrentCommandId(true);
 	writer->estate->es_output_cid = writer->cid;
-	writer->in_order = shows_order(info, target);
-	writer->max_buffered = has_other_unique_index(info->index, target) ? 1 : MAX_BUFFERED_ROWS;
+	one_by_one = has_other_index(info->index, target, true);
+	writer->in_order = one_by_one || shows_order(info, target);
+	writer->max_buffered = one_by_one ? 1 : MAX_BUFFERED_ROWS;
 	writer->bulk = GetBulkInsertState();
 	writer->old_slot = table_slot_create(target, NULL);
 	writer->new_slot = table_slot_create(target, NULL);
-	if (writer->inserts)
-		prepare_defaults(writer);
 
 	AfterTriggerBeginQuery();
 	if (target->trigdesc)
@@ -274,11 +287,15 @@ bool
 idem_writer_flush(IdemWriter *writer)
 {
 	bool		done = true;
+	MemoryContext old_context;
 
 	if (writer->nbuffered == 0)
 		return true;
+	/* It does not free what it allocates. */
+	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
 	table_multi_insert(writer->target, writer->slots, writer->nbuffered, writer->cid,
 					   writer->indexes_later ? TABLE_INSERT_SKIP_FSM : 0, writer->bulk);
+	MemoryContextSwitchTo(old_context);
 	for (int i = 0; i < writer->nbuffered; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -345,6 +362,8 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 	MemoryContext old_context;
 	int			natts = RelationGetDescr(writer->target)->natts;
 
+	if (writer->missing == NULL)
+		prepare_defaults(writer);
 	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
 	memset(slot->tts_values, 0, sizeof(Datum) * natts);
 	memset(slot->tts_isnull, true, sizeof(bool) * natts);

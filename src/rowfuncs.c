@@ -745,6 +745,15 @@ report_faults(IdemRun *run)
 				 errhint("Leave key columns as they are in triggers.")));
 }
 
+/* Every staged row is one of these. */
+void
+idem_rowfuncs_check(const IdemCounts *counts)
+{
+	if (counts->staged != counts->duplicate + counts->inserted + counts->updated +
+		counts->deleted + counts->unchanged + counts->stale + counts->skipped)
+		elog(ERROR, "merge lost count of its rows");
+}
+
 /*
  * After the statement: report faults, and say what became of the rows and what
  * the fingerprint is, palloc'd in the current memory context. False if the
@@ -768,9 +777,7 @@ idem_rowfuncs_finish(IdemRun *run, IdemCounts *counts, char **fingerprint)
 	run->estate = NULL;
 	*counts = run->counts;
 	*fingerprint = idem_rowhash_finish(run->fingerprint);
-	if (run->kind != IDEM_RUN_SCAN &&
-		counts->staged != counts->duplicate + counts->inserted + counts->updated +
-		counts->deleted + counts->unchanged + counts->stale + counts->skipped)
-		elog(ERROR, "merge lost count of its rows");
+	if (run->kind != IDEM_RUN_SCAN)
+		idem_rowfuncs_check(counts);
 	return !run->revived;
 }

@@ -36,6 +36,7 @@ extern IdemRun *idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 									int ncolumns, char **names, Oid *types);
 extern void idem_rowfuncs_end(IdemRun *run);
 extern int64 idem_rowfuncs_handle(const IdemRun *run);
+extern void idem_rowfuncs_check(const IdemCounts *counts);
 extern bool idem_rowfuncs_finish(IdemRun *run, IdemCounts *counts, char **fingerprint);
 
 #endif							/* IDEM_ROWFUNCS_H */

@@ -67,15 +67,26 @@ idem_source_materialize(IdemSource *source)
 }
 
 /*
- * Hand the rows, as they are staged, to dest: the given columns in this order.
- * They are read under the active snapshot.
+ * Prepare to read the rows: the given columns in this order. Takes the locks that
+ * are needed for it, those of partitions for one; a snapshot that is taken
+ * afterwards shows what these have waited for.
  */
 void
-idem_source_read(IdemSource *source, List *columns, DestReceiver *dest)
+idem_source_prepare(IdemSource *source, List *columns)
 {
 	const char *name = source->materialize ? IDEM_MATERIALIZED_NAME : source->name;
 
 	idem_source_materialize(source);
-	idem_spi_read(idem_sqlgen_read(name, columns),
-				  source->materialize ? InvalidOid : source->staging, dest);
+	source->plan = idem_spi_prepare_read(idem_sqlgen_read(name, columns),
+										 source->materialize ? InvalidOid : source->staging);
+}
+
+/*
+ * Hand the rows, as they are staged, to dest. They are read under the active
+ * snapshot.
+ */
+void
+idem_source_read(IdemSource *source, DestReceiver *dest)
+{
+	idem_spi_read(source->plan, source->materialize ? InvalidOid : source->staging, dest);
 }

@@ -9,6 +9,7 @@
 #define IDEM_SOURCE_H
 
 #include "ledger.h"
+#include "executor/spi.h"
 #include "nodes/pg_list.h"
 #include "tcop/dest.h"
 
@@ -27,12 +28,14 @@ typedef struct IdemSource
 								 * what a wait was for */
 	bool		materialize;
 	struct Tuplestorestate *rows;	/* once they are materialized */
+	SPIPlanPtr	plan;			/* of idem_source_prepare() */
 } IdemSource;
 
 extern void idem_source_begin(IdemSource *source, const IdemLedger *ledger, Oid staging,
 							  bool read_only);
 extern void idem_source_end(IdemSource *source);
 extern void idem_source_materialize(IdemSource *source);
-extern void idem_source_read(IdemSource *source, List *columns, DestReceiver *dest);
+extern void idem_source_prepare(IdemSource *source, List *columns);
+extern void idem_source_read(IdemSource *source, DestReceiver *dest);
 
 #endif							/* IDEM_SOURCE_H */

@@ -423,18 +423,26 @@ idem_spi_text(int row, int column, MemoryContext context)
 }
 
 /*
- * Run a query on a relation under the active snapshot, and hand each row to
- * dest. InvalidOid: the query does not use a relation.
+ * Prepare and plan a query on a relation, which locks what it reads, for
+ * idem_spi_read(). InvalidOid: the query does not use a relation.
  */
-void
-idem_spi_read(const char *sql, Oid relid, DestReceiver *dest)
+SPIPlanPtr
+idem_spi_prepare_read(const char *sql, Oid relid)
 {
-	MemoryContext context = CurrentMemoryContext;
-	SPIExecuteOptions options = {0};
 	SPIPlanPtr	plan = idem_spi_prepare(sql, 0, NULL, 0, false);
 
 	idem_spi_plan(plan, false, false);
 	idem_spi_require_meaning(plan, relid, InvalidOid, InvalidOid);
+	return plan;
+}
+
+/* Run the query under the active snapshot, and hand each row to dest. */
+void
+idem_spi_read(SPIPlanPtr plan, Oid relid, DestReceiver *dest)
+{
+	MemoryContext context = CurrentMemoryContext;
+	SPIExecuteOptions options = {0};
+
 	options.read_only = true;
 	options.dest = dest;
 	check(SPI_execute_plan_extended(plan, &options), "SPI_execute_plan");

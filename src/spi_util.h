@@ -44,7 +44,8 @@ extern uint64 idem_spi_execute_latest(const char *sql, Oid relid, IdemSpiArgs *a
 extern void idem_spi_execute_utility(const char *sql);
 extern Datum idem_spi_value(int row, int column, MemoryContext context, bool *isnull);
 extern char *idem_spi_text(int row, int column, MemoryContext context);
-extern void idem_spi_read(const char *sql, Oid relid, DestReceiver *dest);
+extern SPIPlanPtr idem_spi_prepare_read(const char *sql, Oid relid);
+extern void idem_spi_read(SPIPlanPtr plan, Oid relid, DestReceiver *dest);
 extern Tuplestorestate *idem_spi_fill_tuplestore(const char *sql, Oid relid, bool read_only,
 												 TupleDesc *tupdesc);
 extern void idem_spi_register(const char *name, Tuplestorestate *store, TupleDesc tupdesc);
