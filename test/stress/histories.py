@@ -56,7 +56,7 @@ class Shape:
     other: int
     version: int
     feature: str
-    nulls_are_keys: bool
+    nulls: str  # "none", "keys" that are equal to each other, or "apart": no keys at all
     reversed: bool  # order of the staged columns
 
     @property
@@ -98,11 +98,8 @@ class Shape:
             ]
             if self.feature == "dropped column":
                 columns.insert(2, "gone text")
-            columns.append(
-                f"CONSTRAINT {target}_key UNIQUE NULLS NOT DISTINCT ({key})"
-                if self.nulls_are_keys
-                else f"PRIMARY KEY ({key})"
-            )
+            unique = {"none": "PRIMARY KEY", "keys": "UNIQUE NULLS NOT DISTINCT", "apart": "UNIQUE"}[self.nulls]
+            columns.append(f"CONSTRAINT {target}_key {unique} ({key})")
             table = f"CREATE TABLE {target} ({', '.join(columns)})"
             if self.feature == "partitioned":
                 statements.append(f"{table} PARTITION BY HASH ({key})")
@@ -143,7 +140,7 @@ def random_shape(rng):
         other=rng.randrange(len(KINDS)),
         version=rng.randrange(len(VERSION_KINDS)),
         feature=feature,
-        nulls_are_keys=feature != "partitioned" and rng.random() < 0.2,
+        nulls=rng.choice(["none"] * 6 + ["apart"] * 2 + ["keys"] * 2 * (feature != "partitioned")),
         reversed=rng.random() < 0.4,
     )
 
@@ -205,11 +202,15 @@ STEPS = {
     "update": [number, number],
     "change_key": [number, number],
     "truncate": [],
+    "keyless": [number],
+    "analyze": [],
     "forget": [st.sampled_from(["b1", "b2", None]), st.sampled_from([None, "", "p"])],
     "claim": [st.sampled_from(["b1", "b2", "b4"]), st.sampled_from([None, "f", "g"])],
 }
 MOST_STEPS = 9
-which = st.sampled_from(["nothing", *["merge"] * 9, *["again"] * 7, *["begin", "end"] * 2, *list(STEPS)[5:]])
+which = st.sampled_from(
+    ["nothing", *["merge"] * 9, *["again"] * 7, *["begin", "end", "analyze"] * 2, *list(STEPS)[5:]]
+)
 
 
 @st.composite
@@ -305,7 +306,7 @@ class Player:
             self.connection.execute("TRUNCATE a, b, c")
         self.connection.execute("DELETE FROM log; DELETE FROM idem_ledger; DELETE FROM idem_audit")
         self.shape = shape
-        self.model = Model(shape.columns, EXTRA, shape.feature, shape.nulls_are_keys)
+        self.model = Model(shape.columns, EXTRA, shape.feature, shape.nulls == "keys")
         self.script = []
         self.engine = None
 
@@ -344,6 +345,19 @@ class Player:
     def truncate(self):
         self.model.truncate()
         self.statement("TRUNCATE {target}")
+
+    def keyless(self, value):
+        """A row that is nobody's."""
+        if self.shape.nulls == "apart":
+            kind = self.shape.columns[1].kind
+            value = kind.good[value % len(kind.good)]
+            self.model.insert_keyless({"v": kind.stored[value][1]})
+            self.statement(f"INSERT INTO {{target}} (v) VALUES ({kind.literals[value]})")
+
+    def analyze(self):
+        """Whether rows are looked up or all are read depends on how many there seem to be."""
+        for target in TARGETS:
+            self.execute(f"ANALYZE {target}")
 
     def update(self, which, value):
         for key, row in self.pick(which):
@@ -430,7 +444,7 @@ class Player:
         for column in [*self.shape.columns, EXTRA]:
             kind = column.kind
             if column.role == "key":
-                nullable = self.shape.nulls_are_keys
+                nullable = self.shape.nulls == "keys"
                 key_part, digit = divmod(key_part, len(kind.good) + nullable)
             elif column.role == "reference":
                 value_part, digit = divmod(value_part, 16)
@@ -441,7 +455,7 @@ class Player:
             row[column.name] = digit if digit < len(kind.good) else None
         if fault == 49:
             faulty = [column for column in self.shape.columns if column.kind.bad]
-            if not self.shape.nulls_are_keys:
+            if self.shape.nulls != "keys":
                 faulty += self.model.keys
             if faulty:
                 column = faulty[value_part % len(faulty)]
@@ -502,7 +516,7 @@ class Player:
 
     def arguments(self, target, call):
         arguments = [f"'{self.staging}', '{target}'"]
-        if self.shape.nulls_are_keys or len(call.rows) % 2:
+        if self.shape.nulls != "none" or len(call.rows) % 2:
             arguments.append(f"key_cols => '{{{', '.join(self.shape.key_names)}}}'")
         names = {
             "version": "version_cols",
@@ -609,7 +623,7 @@ class Player:
             ", (SELECT jsonb_agg(jsonb_build_array(action, entry->>'pipeline', entry->>'batch_id')) FROM idem_audit)"
             ", (SELECT jsonb_agg(jsonb_build_array(target, operation)) FROM log)"
         ).fetchone()
-        rows = Counter(tuple(row[name] for name in names) for row in state.rows.values())
+        rows = Counter(tuple(row[name] for name in names) for row in [*state.rows.values(), *state.keyless])
         for target, stored in zip(TARGETS, found):
             if Counter(tuple(row) for row in stored or []) != rows:
                 self.fail(f"{target} has {names} {stored} instead of {sorted(rows, key=repr)}")

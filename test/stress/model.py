@@ -87,11 +87,12 @@ class Refused(Exception):
 
 @dataclass
 class State:
-    """Of the database. rows: by key, values by column. Two facts can be unknown (None): whether the target has any
+    """Of the database. rows: by key, values by column; keyless: those that have none. Two facts can be unknown (None): whether the target has any
     blocks, and whether the transaction has deleted from it."""
 
     columns: tuple
     rows: dict = field(default_factory=dict)
+    keyless: list = field(default_factory=list)
     ledger: dict = field(default_factory=dict)
     audit: Counter = field(default_factory=Counter)
     log: Counter = field(default_factory=Counter)
@@ -100,7 +101,12 @@ class State:
 
     def copy(self):
         return replace(
-            self, rows=dict(self.rows), ledger=dict(self.ledger), audit=Counter(self.audit), log=Counter(self.log)
+            self,
+            rows=dict(self.rows),
+            keyless=list(self.keyless),
+            ledger=dict(self.ledger),
+            audit=Counter(self.audit),
+            log=Counter(self.log),
         )
 
 
@@ -147,6 +153,7 @@ class Model:
 
     def truncate(self):
         self.state.rows.clear()
+        self.state.keyless.clear()
         self.state.blocks = False
         self.state.deleted = bool(self.saved)
 
@@ -164,10 +171,19 @@ class Model:
         if self.feature == "partitioned" and self.saved and not self.state.deleted:
             self.state.deleted = None
 
+    def insert_keyless(self, values):
+        row = {column.name: column.default for column in self.state.columns} | values
+        self.note("INSERT", row)
+        self.state.keyless.append(row)
+
     def write(self, operation, key, row):
+        self.note(operation, row)
+        self.state.rows[key] = row
+
+    def note(self, operation, row):
+        """What comes with a row that is written."""
         if self.feature == "generated":
             row["g"] = None if row["ref"] is None else str(int(row["ref"]) + 1)
-        self.state.rows[key] = row
         if self.feature == "after trigger":
             self.state.log[operation] += 1
         if operation == "INSERT":
@@ -294,6 +310,7 @@ class Model:
             self.state.columns += tuple(extra)
             for key, row in self.state.rows.items():
                 self.state.rows[key] = {**row, self.extra.name: None}
+            self.state.keyless = [{**row, self.extra.name: None} for row in self.state.keyless]
         counts, writes = self.classify(call, merged)
         counts = dict(zip(COUNTS, counts))
         sqlstates = set()

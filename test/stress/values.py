@@ -80,8 +80,8 @@ CREATE COLLATION nocase (provider = icu, locale = 'und-u-ks-level2', determinist
 LONG = "(SELECT string_agg(md5(i::text || '{}'), '') FROM generate_series(1, 90) AS i)"
 
 KINDS = [
-    Kind("int4", "int4", ["1", "2", "3", "4", "5"], as_key=True, native=True),
-    Kind("int8", "int4", ["1", "2", "3", "70000"], as_key=True, native=True),
+    Kind("int4", "int4", ["1", "2", "3", "0", "-5"], as_key=True, native=True),
+    Kind("int8", "int4", ["1", "0", "3", "70000"], as_key=True, native=True),
     Kind("int4", "int8", ["1", "2", "3", "4"], ["3000000000"], as_key=True, native=True),
     Kind("int4", "numeric", ["1", "1.4", "2", "2.5", "3"], ["1e10", "'NaN'"], as_key=True, native=True),
     Kind("numeric", "numeric", ["1", "1.0", "1.00", "2", "'NaN'", "-0.5"], as_key=True),
@@ -105,14 +105,14 @@ KINDS = [
     Kind(
         "date",
         "timestamp",
-        ["'2020-01-01 01:00'", "'2020-01-01 23:00'", "'2020-01-02'", "'infinity'"],
+        ["'2020-01-01 01:00'", "'2020-01-01 23:00'", "'2000-01-01'", "'infinity'"],
         as_key=True,
         native=True,
     ),
     Kind(
         "timestamptz",
         "timestamptz",
-        ["'2020-01-01'", "'2020-01-01 00:00:00.000001'", "'2021-01-01'", "'-infinity'"],
+        ["'2020-01-01'", "'2020-01-01 00:00:00.000001'", "'2000-01-01 00:00+00'", "'-infinity'"],
         as_key=True,
         native=True,
     ),
