@@ -20,6 +20,7 @@
 #include "executor/instrument.h"
 #include "miscadmin.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "deletions.h"
@@ -527,7 +528,11 @@ submit(Merge *merge)
 	applying = merge->outer;
 }
 
-/* Count what the merge would do. */
+/*
+ * Count what the merge would do. What only reads does so under the active
+ * snapshot; that of the calling statement may be older than our locks, and would
+ * not show what those have committed whom we waited for.
+ */
 static void
 dry_run(Merge *merge)
 {
@@ -536,7 +541,9 @@ dry_run(Merge *merge)
 	char	   *fingerprint;
 
 	idem_progress_begin(merge->info->target, IDEM_PHASE_READING);
+	PushActiveSnapshot(GetTransactionSnapshot());
 	idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
+	PopActiveSnapshot();
 	set_rows(result->rows, &counts);
 	result->status = "dry_run";
 	result->batch_id = merge->request->batch_id;
@@ -738,7 +745,10 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 
 	idem_spi_connect();
 	idem_source_begin(&source, ledger, staging, true);
+	/* As for a dry run, one that is no older than the lock. */
+	PushActiveSnapshot(GetTransactionSnapshot());
 	idem_engine_sql_scan(&source, columns, &counts, &fingerprint);
+	PopActiveSnapshot();
 	idem_source_end(&source);
 	idem_spi_finish();
 	return fingerprint;
