@@ -50,7 +50,7 @@ typedef struct Merge
 	IdemSource	source;
 	IdemBatchKey key;
 	bool		derived;		/* the batch id is */
-	char	   *fingerprint;	/* known before the batch is applied, or NULL */
+	char	   *fingerprint;	/* what the batch must have, or NULL */
 	IdemLedgerRecord record;
 	TimestampTz started;
 	IdemMergeResult *result;
@@ -93,6 +93,20 @@ staged_columns(const IdemMergeInfo *info)
 		if (!info->columns[i].is_audit)
 			names = lappend(names, info->columns[i].name);
 	return names;
+}
+
+/* Are these the same names, in whatever order? Each is there once. */
+static bool
+same_names(List *a, List *b)
+{
+	ListCell   *lc;
+
+	foreach(lc, a)
+	{
+		if (!idem_relinfo_has_name(b, lfirst(lc)))
+			return false;
+	}
+	return list_length(a) == list_length(b);
 }
 
 /* Compute the fingerprint of some columns of staging, and count its rows. */
@@ -335,6 +349,7 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 	const IdemRequest *request = merge->request;
 	bool		content_differs = false;
 	bool		columns_missing = false;
+	char	   *expected = merge->fingerprint;
 	IdemCounts	counts = {0};
 
 	if (!entry->is_merge)
@@ -351,7 +366,21 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 
 		columns_missing = columns == NIL || !can_scan(merge, columns);
 		if (!columns_missing)
+		{
+			/*
+			 * Staging can change until it is applied, but that shall be what
+			 * is compared here. It may have columns that it had not then; read
+			 * them before, so that what changes in between is noticed.
+			 */
+			if (request->on_replay == IDEM_REPLAY_REAPPLY)
+			{
+				List	   *staged = staged_columns(merge->info);
+
+				expected = same_names(staged, columns) ? entry->fingerprint :
+					scan(merge, staged, &counts);
+			}
 			content_differs = strcmp(scan(merge, columns, &counts), entry->fingerprint) != 0;
+		}
 		if (columns_missing || content_differs || entry->differing)
 		{
 			if (request->on_mismatch == IDEM_MISMATCH_APPLY)
@@ -360,7 +389,10 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 		}
 	}
 	if (request->on_replay == IDEM_REPLAY_REAPPLY)
+	{
+		merge->fingerprint = expected;
 		return "reapply";
+	}
 	if (merge->derived)
 	{
 		int64		differing;
@@ -471,8 +503,13 @@ apply(Merge *merge)
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("staging \"%s\" changed while it was merged",
 						get_rel_name(merge->info->staging)),
-				 errdetail("The batch id was derived from what it contained before."),
-				 errhint("Run the transaction again, or give a batch id.")));
+				 merge->derived ?
+				 errdetail("The batch id was derived from what it contained before.") :
+				 errdetail("What it contained before is what batch \"%s\" was applied with.",
+						   merge->key.batch_id),
+				 merge->derived ?
+				 errhint("Run the transaction again, or give a batch id.") :
+				 errhint("Run the transaction again.")));
 	idem_progress_begin(merge->info->target, IDEM_PHASE_RECORDING);
 	record->is_merge = true;
 	record->applied_at = GetCurrentTimestamp();
