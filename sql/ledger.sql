@@ -249,6 +249,13 @@ SELECT batch_id, options FROM idem_batches WHERE target = 'o'::regclass ORDER BY
 -- the order of version columns does mean something, that of others does not
 SELECT try_merge($$'o_s', 'o', '{b,a}', 'o1', version_cols => '{ver,seq}', audit_cols => '{loaded,run}', exclude_cols => '{x,y}', on_duplicate => 'any', on_stale => 'apply'$$);
 SELECT try_merge($$'o_s', 'o', '{b,a}', 'o1', version_cols => '{seq,ver}', audit_cols => '{loaded,run}', exclude_cols => '{x,y}', on_duplicate => 'any', on_stale => 'apply'$$);
+-- nor that of the columns in the index of the key, which another one may replace
+INSERT INTO o_s VALUES (1, 2, 'x', 'y', 1, 1, 1, 1);
+SELECT try_merge($$'o_s', 'o', '{a,b}', 'o4'$$);
+SELECT status, batch_id AS id_of_o FROM idem_merge('o_s', 'o', '{a,b}') \gset
+ALTER TABLE o DROP CONSTRAINT o_pkey, ADD UNIQUE (a, b), ALTER a SET NOT NULL, ALTER b SET NOT NULL;
+SELECT try_merge($$'o_s', 'o', '{a,b}', 'o4'$$);
+SELECT status, batch_id = :'id_of_o' AS same_id FROM idem_merge('o_s', 'o', '{a,b}');
 
 --
 -- Derived batch ids: content and options make them

@@ -494,18 +494,31 @@ append_json_string(StringInfo json, const char *name, const char *value)
 	appendStringInfo(json, "%s\"%s\": \"%s\"", json->len > 1 ? ", " : "", name, value);
 }
 
-/* The options that decide the result, in one spelling. */
+/* The columns of the key, in the order of its index. */
+static List *
+key_names(const IdemMergeInfo *info)
+{
+	List	   *names = NIL;
+
+	for (int i = 0; i < info->nkeys; i++)
+		names = lappend(names, info->columns[info->keys[i].column].name);
+	return names;
+}
+
+/*
+ * The options that decide the result, in one spelling. The order of the index's
+ * columns decides nothing: another index on the same ones may take its place.
+ */
 static void
 write_options(IdemMergeInfo *info)
 {
 	const IdemRequest *request = info->request;
 	StringInfoData json;
-	List	   *names = NIL;
+	List	   *names = key_names(info);
 
 	initStringInfo(&json);
 	appendStringInfoChar(&json, '{');
-	for (int i = 0; i < info->nkeys; i++)
-		names = lappend(names, info->columns[info->keys[i].column].name);
+	list_sort(names, compare_strings);
 	append_json_list(&json, "key", names);
 	if (request->version_cols != NIL)
 		append_json_list(&json, "version", request->version_cols);
@@ -537,7 +550,8 @@ write_options(IdemMergeInfo *info)
 /*
  * Merges commute (I4) if each key keeps its greatest version whatever the
  * order, and both mean the same columns by that: the turn class stands for the
- * columns and the options.
+ * columns and the options, and for the order in which rows are locked, without
+ * which they could deadlock.
  */
 static void
 classify_turn(IdemMergeInfo *info)
@@ -553,6 +567,7 @@ classify_turn(IdemMergeInfo *info)
 		names = lappend(names, info->columns[i].name);
 	initStringInfo(&json);
 	append_json_list(&json, "columns", names);
+	append_json_list(&json, "order", key_names(info));
 	appendStringInfoString(&json, info->options);
 	info->turn_class = (int32) (idem_rowhash_number(json.data) & 0x7fffffff);
 }
