@@ -80,6 +80,11 @@ SELECT kind, run_as(role, format('SELECT public.idem_claim(''new'', %s)', :t_oid
 FROM kinds ORDER BY nr;
 SELECT kind, run_as(role, format('SELECT length(public.idem_fingerprint(%s, ''{v,k}''))', :t_oid), true) AS fingerprint_of_two
 FROM kinds ORDER BY nr;
+-- a claim with another fingerprint: what it was before is for those who may see the batch
+SELECT idem_claim('printed', 't', fingerprint => 'secret');
+SELECT kind, regexp_replace(run_as(role, format('SELECT public.idem_claim(''printed'', %s, fingerprint => ''guess'')', :t_oid), true),
+                            ' at .*?( with.*)?\.$', ' at <time>\1.') AS claim
+FROM kinds ORDER BY nr;
 -- what they see: the batches of tables that they may SELECT from
 SELECT kind, run_as(role, 'SELECT string_agg(target::oid::text || batch_id, '','') FROM public.idem_batches WHERE batch_id = ''known''', true)
        = 'ok: ' || :t_oid || 'known' AS sees_it

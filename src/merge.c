@@ -844,8 +844,10 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 			ereport(ERROR,
 					(errcode(ERRCODE_IDEM_MISMATCH),
 					 errmsg("batch \"%s\" was already claimed with another fingerprint", batch_id),
+					 !OidIsValid(target) || idem_security_may_read(target) ?
 					 errdetail("It was claimed at %s with fingerprint \"%s\".",
-							   timestamptz_to_str(entry.applied_at), entry.fingerprint),
+							   timestamptz_to_str(entry.applied_at), entry.fingerprint) :
+					 errdetail("It was claimed at %s.", timestamptz_to_str(entry.applied_at)),
 					 errhint("Give other content another batch id.")));
 		if (OidIsValid(target) && idem_deletions_noticed(target))
 			require_batch_in_target(&key, &entry);
