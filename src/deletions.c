@@ -9,6 +9,8 @@
  * meanwhile, it takes its own row back, which is counted as an insertion and a
  * deletion. A merge knows how many rows it has inserted, and so how many of these
  * there were. They are kept here until the transaction ends, and not counted.
+ * Neither is, for a batch that this transaction has recorded itself, what it had
+ * deleted before. The counts do not tell when a TRUNCATE was.
  *
  *-------------------------------------------------------------------------
  */
@@ -25,26 +27,48 @@
 #include "compat.h"
 #include "deletions.h"
 
-/* Rows that a merge has taken back. */
-typedef struct TakenBack
+/* Deletions that do not count. */
+typedef struct Uncounted
 {
 	dlist_node	node;
 	MemoryContextCallback callback;
 	Oid			target;
+	char	   *pipeline;		/* of the batch for which they do not, or NULL: */
+	char	   *batch_id;		/* for none */
 	int64		rows;
-} TakenBack;
+} Uncounted;
 
 /*
- * Those of the current transaction, without subtransactions that were rolled
- * back: they are in CurTransactionContext, which goes away with these and stays
- * with what was released, as the counts do.
+ * Those of the current transaction, the latest first, without subtransactions
+ * that were rolled back: they are in CurTransactionContext, which goes away with
+ * these and stays with what was released, as the counts do.
  */
-static dlist_head taken_back = DLIST_STATIC_INIT(taken_back);
+static dlist_head uncounted = DLIST_STATIC_INIT(uncounted);
 
 static void
 forget(void *arg)
 {
-	dlist_delete(&((TakenBack *) arg)->node);
+	dlist_delete(&((Uncounted *) arg)->node);
+}
+
+/* Do not count some deletions: for one batch of the target, or (NULL) for any. */
+static void
+remember(Oid target, const IdemBatchKey *key, int64 rows)
+{
+	MemoryContext context = CurTransactionContext;
+	Uncounted  *entry = MemoryContextAllocZero(context, sizeof(*entry));
+
+	entry->target = target;
+	if (key)
+	{
+		entry->pipeline = MemoryContextStrdup(context, key->pipeline);
+		entry->batch_id = MemoryContextStrdup(context, key->batch_id);
+	}
+	entry->rows = rows;
+	entry->callback.func = forget;
+	entry->callback.arg = entry;
+	dlist_push_head(&uncounted, &entry->node);
+	MemoryContextRegisterResetCallback(context, &entry->callback);
 }
 
 /*
@@ -89,25 +113,59 @@ add_all_written(Oid target, IdemWritten *written)
 }
 
 /*
- * Has the current transaction deleted rows from the target, or truncated it? The
- * caller holds a lock of it.
+ * How many rows has the current transaction deleted from the batch's target, as
+ * far as they count for any batch? True if it was emptied.
  */
-bool
-idem_deletions_noticed(Oid target)
+static bool
+count_deleted(Oid target, int64 *rows)
 {
 	IdemWritten written = {0};
+	bool		emptied = add_all_written(target, &written);
 	dlist_iter	iter;
 
-	if (add_all_written(target, &written))
-		return true;
-	dlist_foreach(iter, &taken_back)
+	dlist_foreach(iter, &uncounted)
 	{
-		TakenBack  *entry = dlist_container(TakenBack, node, iter.cur);
+		Uncounted  *entry = dlist_container(Uncounted, node, iter.cur);
 
-		if (entry->target == target)
+		if (entry->target == target && entry->batch_id == NULL)
 			written.deleted -= entry->rows;
 	}
-	return written.deleted > 0;
+	*rows = written.deleted;
+	return emptied;
+}
+
+/*
+ * Has the current transaction deleted rows from the batch's target, or truncated
+ * it, since it was recorded? The caller holds a lock of the target.
+ */
+bool
+idem_deletions_noticed(const IdemBatchKey *key)
+{
+	int64		rows;
+	dlist_iter	iter;
+
+	if (count_deleted(key->target, &rows))
+		return true;
+	dlist_foreach(iter, &uncounted)
+	{
+		Uncounted  *entry = dlist_container(Uncounted, node, iter.cur);
+
+		if (entry->target == key->target && entry->batch_id &&
+			strcmp(entry->pipeline, key->pipeline) == 0 &&
+			strcmp(entry->batch_id, key->batch_id) == 0)
+			return rows > entry->rows;
+	}
+	return rows > 0;
+}
+
+/* The batch was recorded now, as new or as another revision. */
+void
+idem_deletions_recorded(const IdemBatchKey *key)
+{
+	int64		rows;
+
+	if (!count_deleted(key->target, &rows) && rows > 0)
+		remember(key->target, key, rows);
 }
 
 /*
@@ -131,18 +189,10 @@ void
 idem_deletions_end(Oid target, IdemWritten before, int64 rows_inserted)
 {
 	IdemWritten after = {0};
-	TakenBack  *entry;
 	int64		rows;
 
 	(void) add_all_written(target, &after);
 	rows = Min(after.deleted - before.deleted, after.inserted - before.inserted - rows_inserted);
-	if (rows <= 0)
-		return;
-	entry = MemoryContextAlloc(CurTransactionContext, sizeof(*entry));
-	entry->target = target;
-	entry->rows = rows;
-	entry->callback.func = forget;
-	entry->callback.arg = entry;
-	dlist_push_head(&taken_back, &entry->node);
-	MemoryContextRegisterResetCallback(CurTransactionContext, &entry->callback);
+	if (rows > 0)
+		remember(target, NULL, rows);
 }

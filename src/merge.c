@@ -200,7 +200,7 @@ replay(Merge *merge, const IdemLedgerEntry *entry)
 static void
 require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 {
-	bool		deleted = idem_deletions_noticed(key->target);
+	bool		deleted = idem_deletions_noticed(key);
 
 	if (!deleted &&
 		(entry->rows[2] + entry->rows[3] == 0 || !idem_relcheck_is_empty(key->target)))
@@ -551,6 +551,7 @@ submit(Merge *merge)
 		apply(merge);
 		if (!idem_ledger_insert(merge->ledger, &merge->key, &merge->record))
 			report_race(&merge->key);
+		idem_deletions_recorded(&merge->key);
 		merge->result->status = "applied";
 		merge->result->revision = 1;
 	}
@@ -559,6 +560,7 @@ submit(Merge *merge)
 		take_turn(merge);
 		apply(merge);
 		idem_ledger_revise(merge->ledger, &merge->key, action, &merge->record);
+		idem_deletions_recorded(&merge->key);
 		merge->result->status = "reapplied";
 		merge->result->revision = entry.revision + 1;
 	}
@@ -835,6 +837,8 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 		record.applied_at = GetCurrentTimestamp();
 		if (!idem_ledger_insert(ledger, &key, &record))
 			report_race(&key);
+		if (OidIsValid(target))
+			idem_deletions_recorded(&key);
 	}
 	else
 	{
@@ -849,7 +853,7 @@ idem_merge_claim(const IdemLedger *ledger, Oid target, const char *pipeline,
 							   timestamptz_to_str(entry.applied_at), entry.fingerprint) :
 					 errdetail("It was claimed at %s.", timestamptz_to_str(entry.applied_at)),
 					 errhint("Give other content another batch id.")));
-		if (OidIsValid(target) && idem_deletions_noticed(target))
+		if (OidIsValid(target) && idem_deletions_noticed(&key))
 			require_batch_in_target(&key, &entry);
 	}
 	idem_spi_finish();
