@@ -257,7 +257,11 @@ idem_relcheck_target(Oid relid, Oid staging)
 	relation_close(target, NoLock);
 }
 
-/* Has the target, with all its parts, no blocks at all? */
+/*
+ * Has the target, with all its parts, no blocks at all? False where that cannot
+ * be told: of a foreign table without asking; and where an extension keeps rows
+ * elsewhere, as TimescaleDB does those of compressed chunks.
+ */
 bool
 idem_relcheck_is_empty(Oid target)
 {
@@ -271,8 +275,9 @@ idem_relcheck_is_empty(Oid target)
 		if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind))
 			empty &= RelationGetNumberOfBlocks(rel) == 0;
 		else if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
-			empty = false;		/* cannot be told without asking */
+			empty = false;
 		relation_close(rel, NoLock);
 	}
-	return empty;
+	return empty && !idem_relcheck_is_hypertable(target) &&
+		!idem_relcheck_is_distributed(target);
 }

@@ -63,6 +63,15 @@ is($node->safe_psql('postgres',
 is(sqlstate($node, 'postgres',
         "BEGIN; DELETE FROM metrics; SELECT * FROM idem_merge($arguments, 'second')"),
     'II004', 'deleting from the chunks loses the batch');
+# Compressed, its rows are in other tables, and its chunks have no blocks; so it is
+# after a TRUNCATE, which every edition of TimescaleDB has.
+$node->safe_psql('postgres', 'TRUNCATE metrics');
+is(summary($node, 'postgres', "$arguments, 'second'"),
+    'replayed: 501 staged, 1 inserted, 100 updated, 400 unchanged',
+    'a hypertable without blocks is not taken for empty');
+is(sqlstate($node, 'postgres',
+        "BEGIN; TRUNCATE metrics; SELECT * FROM idem_merge($arguments, 'second')"),
+    'II004', 'truncating it loses the batch');
 is(sqlstate($node, 'postgres', q{SELECT * FROM idem_merge('staged_ids', 'parent', '{id}', 'x')}),
     '0A000', 'an ordinary inheritance parent is refused');
 
