@@ -33,9 +33,10 @@ typedef struct Uncounted
 	dlist_node	node;
 	MemoryContextCallback callback;
 	Oid			target;
-	char	   *pipeline;		/* of the batch for which they do not, or NULL: */
-	char	   *batch_id;		/* for none */
 	int64		rows;
+	/* Of the one batch for which they do not count; NULL: for none. */
+	char	   *pipeline;
+	char	   *batch_id;
 } Uncounted;
 
 /*
@@ -51,7 +52,7 @@ forget(void *arg)
 	dlist_delete(&((Uncounted *) arg)->node);
 }
 
-/* Do not count some deletions: for one batch of the target, or (NULL) for any. */
+/* Do not count so many deletions: for one batch, or for none (key is NULL). */
 static void
 remember(Oid target, const IdemBatchKey *key, int64 rows)
 {
@@ -59,12 +60,12 @@ remember(Oid target, const IdemBatchKey *key, int64 rows)
 	Uncounted  *entry = MemoryContextAllocZero(context, sizeof(*entry));
 
 	entry->target = target;
+	entry->rows = rows;
 	if (key)
 	{
 		entry->pipeline = MemoryContextStrdup(context, key->pipeline);
 		entry->batch_id = MemoryContextStrdup(context, key->batch_id);
 	}
-	entry->rows = rows;
 	entry->callback.func = forget;
 	entry->callback.arg = entry;
 	dlist_push_head(&uncounted, &entry->node);
@@ -113,8 +114,8 @@ add_all_written(Oid target, IdemWritten *written)
 }
 
 /*
- * How many rows has the current transaction deleted from the batch's target, as
- * far as they count for any batch? True if it was emptied.
+ * How many rows the current transaction has deleted from the target, as far as
+ * they count for any batch. True if it has emptied it.
  */
 static bool
 count_deleted(Oid target, int64 *rows)

@@ -369,8 +369,8 @@ decide(Merge *merge, const IdemLedgerEntry *entry)
 		{
 			/*
 			 * Staging can change until it is applied, but that shall be what
-			 * is compared here. It may have columns that it had not then; read
-			 * them before, so that what changes in between is noticed.
+			 * is compared here. It may have columns that it had not then;
+			 * read them before, so that what changes in between is noticed.
 			 */
 			if (request->on_replay == IDEM_REPLAY_REAPPLY)
 			{
