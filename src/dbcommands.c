@@ -64,7 +64,11 @@ wanted_database(Node *command)
 	if (IsA(command, DropdbStmt))
 		name = ((DropdbStmt *) command)->dbname;
 	else if (IsA(command, CreatedbStmt))
+	{
 		name = option(((CreatedbStmt *) command)->options, "template");
+		if (name == NULL)
+			name = "template1";
+	}
 	else if (IsA(command, AlterDatabaseStmt))
 	{
 		if (option(((AlterDatabaseStmt *) command)->options, "tablespace"))
@@ -76,8 +80,12 @@ wanted_database(Node *command)
 		return InvalidOid;
 	database = get_database_oid(name, true);
 
-	/* Who may not run the command must not stop our processes by it. */
-	if (!OidIsValid(database) || database == MyDatabaseId ||
+	/*
+	 * A command that will fail must not stop our processes: that of somebody
+	 * who may not run it, and all but a copy of the session's own database.
+	 */
+	if (!OidIsValid(database) ||
+		(database == MyDatabaseId && !IsA(command, CreatedbStmt)) ||
 		!database_ownercheck_compat(database, GetUserId()))
 		return InvalidOid;
 	return database;

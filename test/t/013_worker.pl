@@ -312,6 +312,25 @@ sub run_endless_job
     is( $node->safe_psql('postgres', q{SELECT count(*) FROM pg_database WHERE datname = 'copy'}),
         '0', 'DROP DATABASE with a worker and a running job');
 
+    # A session may copy the database that it is in, but nobody else may be there.
+    is(sqlstate($node, 'loads', 'CREATE DATABASE copy TEMPLATE loads'),
+        'none', 'a session copies the database that it is in');
+    wait_for_worker('loads', 'whose worker is back');
+    wait_for_worker('copy', 'and the copy has one');
+    $node->safe_psql('postgres', 'DROP DATABASE copy');
+
+    # What is copied where no template is named need not be marked as one.
+    $node->safe_psql('template1', 'CREATE EXTENSION idempotent_ingest');
+    $node->safe_psql('postgres', 'ALTER DATABASE template1 IS_TEMPLATE false');
+    wait_for_worker('template1', 'a worker in template1, which is no template');
+    is(sqlstate($node, 'postgres', 'CREATE DATABASE copy'), 'none', 'CREATE DATABASE without TEMPLATE');
+    wait_for_worker('template1', 'the worker is back');
+    wait_for_worker('copy', 'and the new database has one');
+    $node->safe_psql('postgres', 'DROP DATABASE copy');
+    $node->safe_psql('postgres', 'ALTER DATABASE template1 IS_TEMPLATE true');
+    wait_for_no_worker('template1', 'and none is in template1 when it is a template again');
+    $node->safe_psql('template1', 'DROP EXTENSION idempotent_ingest');
+
     # An owner who is no superuser may not end a superuser's process, with FORCE.
     $node->safe_psql('postgres', 'CREATE DATABASE theirs TEMPLATE loads OWNER stranger');
     wait_for_worker('theirs', 'a worker in a database that somebody else owns');
