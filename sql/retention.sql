@@ -172,6 +172,14 @@ SELECT age('[12]', 900);
 CALL idem_maintain();
 TABLE states;
 SELECT * FROM idem_retention ORDER BY target::text, pipeline;
+-- how values are written does not matter to what is to be looked at again
+CREATE TABLE looked AS TABLE idem_sweep;
+SET IntervalStyle = iso_8601;
+SET bytea_output = escape;
+CALL idem_maintain();
+SELECT count(*) FROM (TABLE idem_sweep EXCEPT TABLE looked) AS again;
+RESET IntervalStyle;
+RESET bytea_output;
 -- to remove a retention makes maintenance look again
 SELECT idem_set_retention('t', pipeline => 'for ever'), idem_set_retention('t');
 SELECT count(*) FROM idem_retention;

@@ -50,6 +50,7 @@
 
 #include "guc.h"
 #include "maintenance.h"
+#include "rowhash.h"
 #include "security.h"
 #include "spi_util.h"
 
@@ -166,6 +167,12 @@ range_arguments(IdemSpiArgs *args, BlockNumber first_block)
 	}
 }
 
+/*
+ * Whatever the session's settings are, the hash of the same is the same: intervals
+ * have several forms as text.
+ */
+#define INTERVAL_BITS(value) "quote_nullable(encode(interval_send(" value "), 'hex'))"
+
 static void
 look_at_basis(const IdemLedger *ledger, Basis *basis)
 {
@@ -177,17 +184,19 @@ look_at_basis(const IdemLedger *ledger, Basis *basis)
 	idem_spi_arg(&args, REGCLASSOID, ObjectIdGetDatum(ledger->relid), false);
 	idem_spi_arg(&args, INT8OID, Int64GetDatum(BLCKSZ), false);
 	(void) run(ledger,
-			   "SELECT md5(concat_ws(' ', pg_relation_filenode($3), $1, $2, r.settings)),"
+			   "SELECT concat_ws(' ', pg_relation_filenode($3),"
+			   " " INTERVAL_BITS("$1") ", " INTERVAL_BITS("$2") "), r.settings,"
 			   " LEAST(NULLIF($1, '0'), NULLIF($2, '0'), r.smallest), pg_relation_size($3) / $4"
-			   " FROM (SELECT string_agg(concat_ws(' ', target::oid, target_type::oid,"
-			   " quote_nullable(pipeline), quote_nullable(retention), quote_nullable(key_retention)),"
-			   " ' ' ORDER BY target, pipeline) AS settings,"
+			   " FROM (SELECT COALESCE(string_agg(concat_ws(' ', target::oid, target_type::oid,"
+			   " quote_nullable(pipeline), " INTERVAL_BITS("retention") ","
+			   " " INTERVAL_BITS("key_retention") "), ' ' ORDER BY target, pipeline), '') AS settings,"
 			   " LEAST(min(NULLIF(retention, '0')), min(NULLIF(key_retention, '0'))) AS smallest"
 			   " FROM %1$s.idem_retention) AS r", &args);
-	basis->hash = idem_spi_text(0, 1, CurrentMemoryContext);
-	smallest = idem_spi_value(0, 2, CurrentMemoryContext, &isnull);
+	basis->hash = idem_rowhash_text(idem_spi_text(0, 1, CurrentMemoryContext),
+									idem_spi_text(0, 2, CurrentMemoryContext));
+	smallest = idem_spi_value(0, 3, CurrentMemoryContext, &isnull);
 	basis->smallest = isnull ? NULL : DatumGetIntervalP(smallest);
-	basis->blocks = result_number(3);
+	basis->blocks = result_number(4);
 }
 
 /*

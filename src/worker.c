@@ -13,7 +13,7 @@
  * extension still is there, and locks the queue so that it stays. An error ends
  * the process; the launcher starts another one after a while. Whatever was under
  * way then is found in the table and in shared memory: there is nothing here that
- * must not be lost.
+ * must not be lost. Only an error of maintenance does not: jobs go on.
  *
  *-------------------------------------------------------------------------
  */
@@ -216,18 +216,36 @@ clean_up(void)
 
 /*
  * Do one step of what CALL idem_maintain() does, in the round that began at the
- * given time. False if there is no more to do.
+ * given time. False if there is no more to do. An error ends the round and not the
+ * process, lest jobs wait for what only the ledger suffers from.
  */
 static bool
 maintain(TimestampTz began)
 {
-	IdemMaintenanceCounts counts = {0};
-	IdemQueue	queue;
-	bool		more;
+	volatile bool more = false;
 
-	begin(&queue, "maintaining the ledger");
-	more = idem_maintenance_step(idem_ledger_open_in(queue.schema_oid), began, &counts);
-	commit();
+	PG_TRY();
+	{
+		IdemMaintenanceCounts counts = {0};
+		IdemQueue	queue;
+
+		begin(&queue, "maintaining the ledger");
+		more = idem_maintenance_step(idem_ledger_open_in(queue.schema_oid), began, &counts);
+		commit();
+	}
+	PG_CATCH();
+	{
+		HOLD_INTERRUPTS();
+		more = false;
+		QueryCancelPending = false;
+		EmitErrorReport();
+		AbortCurrentTransaction();
+		FlushErrorState();
+		MemoryContextSwitchTo(scratch);
+		pgstat_report_stat(false);
+		RESUME_INTERRUPTS();
+	}
+	PG_END_TRY();
 	return more;
 }
 

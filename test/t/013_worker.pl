@@ -199,6 +199,22 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
         'succeeded|2', 'a job whose process was terminated is attempted again');
 }
 
+# Maintenance that fails ends its round, and is not in the way of jobs.
+{
+    my $log = -s $node->logfile;
+    $node->safe_psql('loads', q{
+        CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'maintenance fails'; END $$;
+        TRUNCATE idem_sweep;
+        CREATE TRIGGER fail BEFORE INSERT ON idem_sweep FOR EACH ROW EXECUTE FUNCTION fail()});
+    $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
+    $pid = wait_for_worker('loads', 'a new worker comes', $pid);
+    $node->wait_for_log(qr/ERROR: .*maintenance fails/, $log);
+    is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'unmaintained'")),
+        'succeeded', 'a job is run though maintenance fails');
+    is(worker('loads'), $pid, 'by the worker that met the error');
+    $node->safe_psql('loads', 'DROP FUNCTION fail CASCADE');
+}
+
 # idem_cancel() of a job that is running.
 {
     my ($holder, $job) = run_held_job('loads', 'held 3');
