@@ -253,6 +253,24 @@ RESET ROLE;
 SELECT status FROM status('becomes');
 SELECT count(*) AS locks FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid();
 
+-- what one call has in memory does not grow with the jobs that it runs
+CREATE TABLE memory (number int GENERATED ALWAYS AS IDENTITY, used bigint);
+CREATE FUNCTION note_memory() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO jobs.memory (used) SELECT sum(used_bytes) FROM pg_backend_memory_contexts;
+    RETURN NULL;
+END $$;
+CREATE TABLE noted (LIKE target INCLUDING ALL);
+CREATE TRIGGER note_memory AFTER INSERT OR UPDATE ON noted FOR EACH ROW EXECUTE FUNCTION note_memory();
+CREATE VIEW ever_new AS SELECT 1 AS id, clock_timestamp()::text AS v;
+CREATE VIEW unreadable AS SELECT id, (1 / (id - id))::text AS v FROM staging;
+SELECT count(idem_enqueue(staging, 'noted', '{id}', 'noted ' || i || staging))
+FROM generate_series(1, 30) AS i, unnest('{ever_new,unreadable}'::regclass[]) AS staging;
+SET client_min_messages = warning;
+CALL idem_run_jobs();
+RESET client_min_messages;
+SELECT max(used) FILTER (WHERE number = 30) - max(used) FILTER (WHERE number = 10) < 20 * 2000 AS constant FROM memory;
+
 -- what is dumped: jobs that wait, and whose role and relations are there
 SELECT condition LIKE '%finished_at IS NULL%' AS waiting_only
 FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS c (oid, condition)

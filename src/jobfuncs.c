@@ -274,17 +274,43 @@ try_to_run(const IdemQueue *queue, const IdemAttempt *attempt, ErrorData **error
 	return done;
 }
 
+/* Record that an attempt has failed, in the current transaction. */
+static void
+fail(const IdemQueue *queue, const IdemAttempt *attempt, const ErrorData *error)
+{
+	idem_spi_connect();
+	(void) idem_queue_fail(queue, attempt, error->sqlerrcode, error->message);
+	idem_spi_finish();
+}
+
+/* Was the job itself cancelled, by idem_cancel()? */
+static bool
+is_cancelled(const IdemQueue *queue, int64 job_id)
+{
+	IdemJobState state;
+	bool		cancelled;
+
+	idem_spi_connect();
+	cancelled = idem_queue_look(queue, job_id, &state) && strcmp(state.status, "cancelled") == 0;
+	idem_spi_finish();
+	return cancelled;
+}
+
 /*
  * Take one job of the role, which is the current one, run it, and record how it ended; each in a
- * transaction of its own. False if none is due.
+ * transaction of its own. False if none is due. The caller's connection is there to
+ * commit only: what is run on it stays in memory until it ends.
  */
 static bool
 run_one(const IdemQueue *queue, Oid role, int32 *succeeded, int32 *failed)
 {
-	List	   *taken = idem_queue_take(queue, role, 1);
+	List	   *taken;
 	IdemAttempt attempt;
 	ErrorData  *error = NULL;
 
+	idem_spi_connect();
+	taken = idem_queue_take(queue, role, 1);
+	idem_spi_finish();
 	if (taken == NIL)
 	{
 		idem_spi_commit();
@@ -300,7 +326,7 @@ run_one(const IdemQueue *queue, Oid role, int32 *succeeded, int32 *failed)
 		else
 		{
 			(*failed)++;
-			(void) idem_queue_fail(queue, &attempt, error->sqlerrcode, error->message);
+			fail(queue, &attempt, error);
 			idem_spi_commit();
 		}
 	}
@@ -320,14 +346,8 @@ run_one(const IdemQueue *queue, Oid role, int32 *succeeded, int32 *failed)
 		return true;
 
 	/* Who has cancelled the CALL does not want the next job to be run. */
-	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED)
-	{
-		IdemJobState state;
-
-		if (!idem_queue_look(queue, attempt.job_id, &state) ||
-			strcmp(state.status, "cancelled") != 0)
-			ReThrowError(error);
-	}
+	if (error->sqlerrcode == ERRCODE_QUERY_CANCELED && !is_cancelled(queue, attempt.job_id))
+		ReThrowError(error);
 	ereport(NOTICE,
 			(errcode(error->sqlerrcode),
 			 errmsg("job %lld failed: %s", (long long) attempt.job_id, error->message),
@@ -348,6 +368,7 @@ idem_run_jobs(PG_FUNCTION_ARGS)
 	Datum		values[2];
 	bool		nulls[2] = {0};
 	MemoryContext context = CurrentMemoryContext;
+	MemoryContext job_context;
 
 	if (!fcinfo->context || !IsA(fcinfo->context, CallContext) ||
 		((CallContext *) fcinfo->context)->atomic)
@@ -364,11 +385,18 @@ idem_run_jobs(PG_FUNCTION_ARGS)
 	PreventCommandIfReadOnly("idem_run_jobs()");
 	open_queue(fcinfo, &queue);
 
+	job_context = AllocSetContextCreate(context, "idem_run_jobs job", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(job_context);
 	idem_spi_connect_nonatomic();
+	idem_spi_connect();
 	idem_queue_reclaim(&queue, role, NIL);
+	idem_spi_finish();
 	idem_spi_commit();
 	while ((!limited || succeeded + failed < limit) && run_one(&queue, role, &succeeded, &failed))
+	{
+		MemoryContextReset(job_context);
 		CHECK_FOR_INTERRUPTS();
+	}
 	idem_spi_finish();
 
 	MemoryContextSwitchTo(context);
