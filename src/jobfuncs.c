@@ -274,12 +274,16 @@ try_to_run(const IdemQueue *queue, const IdemAttempt *attempt, ErrorData **error
 	return done;
 }
 
-/* Record that an attempt has failed, in the current transaction. */
+/*
+ * Record that an attempt has failed, in the current transaction. The next one, if
+ * there is one, is the worker's to start when its time comes.
+ */
 static void
 fail(const IdemQueue *queue, const IdemAttempt *attempt, const ErrorData *error)
 {
 	idem_spi_connect();
-	(void) idem_queue_fail(queue, attempt, error->sqlerrcode, error->message);
+	if (!idem_queue_fail(queue, attempt, error->sqlerrcode, error->message))
+		idem_shmem_wake_at_commit(IDEM_WAKE_WORKER);
 	idem_spi_finish();
 }
 
@@ -391,6 +395,8 @@ idem_run_jobs(PG_FUNCTION_ARGS)
 	idem_spi_connect();
 	idem_queue_reclaim(&queue, role, NIL);
 	idem_spi_finish();
+	/* What was queued again by that is the worker's as well. */
+	idem_shmem_wake_at_commit(IDEM_WAKE_WORKER);
 	idem_spi_commit();
 	while ((!limited || succeeded + failed < limit) && run_one(&queue, role, &succeeded, &failed))
 	{

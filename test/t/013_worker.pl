@@ -226,6 +226,43 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
     $holder->quit;
 }
 
+# An attempt by hand that fails, so that the worker has something to do again.
+{
+    $node->safe_psql('loads', q{
+        CREATE TABLE by_worker (id int PRIMARY KEY, v text);
+        CREATE FUNCTION fail_by_hand() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            PERFORM pg_advisory_xact_lock_shared(1);
+            IF (SELECT backend_type = 'client backend' FROM pg_stat_activity WHERE pid = pg_backend_pid()) THEN
+                RAISE 'by hand' USING ERRCODE = 'serialization_failure';
+            END IF;
+            RETURN NEW;
+        END $$;
+        CREATE TRIGGER fail_by_hand BEFORE INSERT ON by_worker FOR EACH ROW EXECUTE FUNCTION fail_by_hand()});
+    my $holder = $node->background_psql('loads', on_error_stop => 0);
+    my $session = $node->background_psql('loads', on_error_stop => 0);
+    $holder->query_safe('SELECT pg_advisory_lock(1)');
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 0');
+    $node->reload;
+    wait_for('no job is started', 'SELECT current_setting($$idempotent_ingest.max_workers$$) = $$0$$');
+    my $job = enqueue('loads', "'staging', 'by_worker', '{id}', 'by hand'");
+    my $backend = $session->query_safe('SELECT pg_backend_pid()');
+    start($session, 'CALL idem_run_jobs(1)');
+    wait_for_lock($node, $backend);
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 4');
+    $node->reload;
+    is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'meanwhile'")),
+        'succeeded', 'the worker starts jobs again');
+    wait_for('and has nothing more to do', qq{
+        SELECT query = 'waiting for jobs' AND state = 'idle' FROM pg_stat_activity WHERE pid = $pid});
+    $holder->quit;
+    is((finish($session))[0], '0|1', 'an attempt by hand fails');
+    ok( $node->poll_query_until(
+            'loads', "SELECT status = 'succeeded' AND attempts = 2 FROM idem_jobs WHERE job_id = $job"),
+        'and the worker starts the next one at once');
+    $session->quit;
+}
+
 # A process that comes late: its attempt was given up, since the worker that had
 # started it was gone and nobody held the job. What keeps it waiting is that it
 # has to read the settings of its role.
