@@ -506,6 +506,10 @@ CREATE TABLE @extschema@.idem_job (
 CREATE INDEX idem_job_waiting_idx ON @extschema@.idem_job (status, priority DESC, run_at, job_id)
 WHERE status OPERATOR(pg_catalog.=) 'queued' OR status OPERATOR(pg_catalog.=) 'running';
 
+-- For those that are removed some time after they have ended.
+CREATE INDEX idem_job_finished_idx ON @extschema@.idem_job (finished_at)
+WHERE finished_at IS NOT NULL;
+
 COMMENT ON TABLE @extschema@.idem_job IS
 'One row for each merge that was enqueued; written only by idem_enqueue(), idem_cancel(), idem_run_jobs() and the workers. Read it through the view idem_jobs.';
 COMMENT ON COLUMN @extschema@.idem_job.job_id IS 'number of the job';

@@ -525,17 +525,22 @@ idem_queue_next(const IdemQueue *queue, TimestampTz *run_at)
 	return !isnull;
 }
 
-/* Remove up to limit jobs that ended so many minutes ago; returns how many. */
+/*
+ * Remove up to limit jobs that ended so many minutes ago; returns how many. The
+ * index is read from its beginning: for a function of the time in place of $1 it
+ * would not be.
+ */
 uint64
 idem_queue_expire(const IdemQueue *queue, int minutes, int limit)
 {
 	IdemSpiArgs args = {0};
 
-	idem_spi_arg(&args, INT4OID, Int32GetDatum(minutes), false);
+	idem_spi_arg(&args, TIMESTAMPTZOID,
+				 TimestampTzGetDatum(GetCurrentTimestamp() - minutes * USECS_PER_MINUTE), false);
 	idem_spi_arg(&args, INT4OID, Int32GetDatum(limit), false);
 	return run(queue, psprintf("WITH old AS MATERIALIZED (SELECT job_id FROM %s.idem_job"
-							   " WHERE finished_at < clock_timestamp() - make_interval(mins => $1)"
-							   " ORDER BY job_id LIMIT $2 FOR UPDATE SKIP LOCKED)"
+							   " WHERE finished_at < $1"
+							   " ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)"
 							   " DELETE FROM %s.idem_job j USING old WHERE j.job_id = old.job_id",
 							   queue->schema, queue->schema), &args);
 }

@@ -64,6 +64,21 @@ sub wait_for_no_worker
     return;
 }
 
+# Another worker for a database, at once: one that is terminated counts as failed.
+sub restart_worker
+{
+    my ($db) = @_;
+    my $old = worker($db);
+
+    foreach my $value ('off', 'on')
+    {
+        $node->append_conf('postgresql.conf', "idempotent_ingest.worker = $value");
+        $node->reload;
+        wait_for_no_worker($db, "the worker of $db ends") if $value eq 'off';
+    }
+    return wait_for_worker($db, 'and a new one comes', $old);
+}
+
 # A database with the extension and something to merge: the trigger holds merges
 # of staged_slowly while somebody has advisory lock 1.
 sub make_loaded_database
@@ -206,13 +221,28 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
         CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'maintenance fails'; END $$;
         TRUNCATE idem_sweep;
         CREATE TRIGGER fail BEFORE INSERT ON idem_sweep FOR EACH ROW EXECUTE FUNCTION fail()});
-    $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
-    $pid = wait_for_worker('loads', 'a new worker comes', $pid);
+    $pid = restart_worker('loads');
     $node->wait_for_log(qr/ERROR: .*maintenance fails/, $log);
     is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'unmaintained'")),
         'succeeded', 'a job is run though maintenance fails');
     is(worker('loads'), $pid, 'by the worker that met the error');
     $node->safe_psql('loads', 'DROP FUNCTION fail CASCADE');
+}
+
+# To look for old jobs is not to read all that have ended. What a process has read
+# is known when it has ended.
+{
+    my $read = q{SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relname = 'idem_job'};
+    $node->safe_psql('loads', q{
+        INSERT INTO idem_job OVERRIDING SYSTEM VALUE
+        SELECT (jsonb_populate_record(j, jsonb_build_object('job_id', 1000000 + i, 'batch_id', 'many'))).*
+        FROM idem_job AS j, generate_series(1, 10000) AS i WHERE batch_id = 'b1';
+        ANALYZE idem_job});
+    my $before = $node->safe_psql('loads', $read);
+    restart_worker('loads');
+    $pid = restart_worker('loads');
+    cmp_ok($node->safe_psql('loads', $read) - $before, '<', 1000, 'it has read a few of the jobs');
+    $node->safe_psql('loads', q{DELETE FROM idem_job WHERE batch_id = 'many'});
 }
 
 # idem_cancel() of a job that is running.
