@@ -256,10 +256,41 @@ VACUUM FULL idem_ledger;
 UPDATE idem_ledger SET options = '{}' WHERE batch_id = 'c10017';
 CALL idem_maintain();
 
+-- the clock was set back after that, and then settings have changed
+UPDATE idem_sweep SET looked_at = now() + interval '1 year', basis = 'another';
+CALL idem_maintain();
+SELECT count(*) FROM idem_sweep WHERE basis = 'another';
+
 -- retention so short that what was looked at is due again before the round ends
 SELECT idem_set_retention('t', '1 microsecond');
 CALL idem_maintain();
 SELECT idem_set_retention('t');
+
+-- Batches that find no place on their page when they expire: the parts of the ledger
+-- that they move to have been looked at already, and are looked at again in time.
+TRUNCATE idem_ledger, idem_sweep, idem_newest;
+CREATE FUNCTION add(batches text, number int, age interval) RETURNS void LANGUAGE sql AS $$
+    INSERT INTO idem_ledger (target, target_type, pipeline, batch_id, operation, applied_at, role, xid)
+    SELECT 't', 't'::regtype, '', rpad(batches || i, 200, '-'), 'claim', now() - age, current_user, pg_current_xact_id()
+    FROM generate_series(1, number) i
+$$;
+SELECT add('old', 160, '95 days');
+ALTER TABLE idem_ledger SET (fillfactor = 10);
+SELECT add('new', 80, '0');
+ALTER TABLE idem_ledger SET (fillfactor = 80);
+CREATE VIEW parts AS
+SELECT substr(batch_id, 1, 3) AS batches, applied_at, options IS NULL AS expired, s.*
+FROM idem_ledger l JOIN idem_sweep s ON s.first_block = floor((l.ctid::text::point)[0] / 8) * 8;
+SET idempotent_ingest.retention = '100d';
+CALL idem_maintain();
+CREATE TABLE last_part AS SELECT max(first_block) AS of_old FROM parts WHERE batches = 'old';
+SET idempotent_ingest.retention = '90d';
+SET idempotent_ingest.key_retention = '97d';
+CALL idem_maintain();
+SELECT count(*) > 0 AS have_moved, bool_and(due <= now() + interval '1 day') AS in_time FROM parts
+WHERE expired AND first_block > (SELECT of_old FROM last_part);
+RESET idempotent_ingest.retention;
+RESET idempotent_ingest.key_retention;
 
 --
 -- Rights and bad input

@@ -13,12 +13,16 @@
  * maintain, and that would keep the update of a row from staying within its
  * page: idem_sweep has one row for each RANGE_BLOCKS blocks of the ledger, which
  * says when something in them will be due. A range is looked at when that time
- * has come, and the time is set anew from what is left in it. Rows that were put
- * there meanwhile cannot be due before the time of that look and the smallest
- * retention, which is considered as well; basis is what the time was computed
- * from (settings and the ledger's file), and a range with another one is looked
- * at in any case; but once in a round, lest two rounds with different settings
- * undo each other's for ever.
+ * has come, and the time is set anew from what is left in it. Batches that are put
+ * there later cannot be due before the time of that look and the smallest
+ * retention, which is considered as well. There are two exceptions: a range in
+ * which nothing is seen may be what a restore is filling, and a row that is
+ * cleared can move to another range, which is noted there. Both are looked at
+ * again soon.
+ *
+ * basis is what the time was computed from (settings and the ledger's file), and a
+ * range with another one is looked at in any case; but once in a round, lest two
+ * rounds with different settings undo each other's for ever.
  *
  * idem_newest has, for each (target, pipeline), the newest batch that was met:
  * older ones may expire because of it. Ranges are looked at from the newest to
@@ -38,6 +42,7 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "storage/itemptr.h"
@@ -45,6 +50,7 @@
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/resowner.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -90,6 +96,9 @@ typedef struct Basis
 #define KEY_IS_DUE "l.applied_at < now() - keep.key"
 #define IS_DUE \
 	"(" KEY_IS_DUE " OR (l.options IS NOT NULL AND l.applied_at < now() - keep.details))"
+
+/* When to look again where nobody knows better: so late may a batch expire. */
+#define SOON(smallest) "now() + LEAST(" smallest " / 10, '1 day')"
 
 /* The row of n that k, of idem_newest, is about, unless that has expired. */
 #define THE_NEWEST \
@@ -216,7 +225,7 @@ extend_sweep(const IdemLedger *ledger, const Basis *basis)
 	(void) run(ledger,
 			   "INSERT INTO %1$s.idem_sweep (first_block, due, basis)"
 			   " SELECT first_block, CASE WHEN EXISTS (SELECT FROM %1$s.idem_sweep)"
-			   " THEN now() + LEAST($4 / 10, '1 day') ELSE '-infinity' END, $3"
+			   " THEN " SOON("$4") " ELSE '-infinity' END, $3"
 			   " FROM generate_series(COALESCE((SELECT max(first_block) + $2 FROM %1$s.idem_sweep), 0),"
 			   " $1 - 1, $2) AS first_block ON CONFLICT DO NOTHING", &args);
 }
@@ -229,10 +238,14 @@ static bool
 take_range(const IdemLedger *ledger, const Basis *basis, TimestampTz began,
 		   BlockNumber *first_block)
 {
-	/* Each of them is served by the index, which "<>" would not be. */
+	/*
+	 * Each of them is served by the index, which "<>" would not be. What was
+	 * looked at in the future was so before the clock was set back.
+	 */
 	static const char *const conditions[] = {
-		"basis = $1 AND due < $2", "basis < $1 AND looked_at < $2",
-		"basis > $1 AND looked_at < $2"
+		"basis = $1 AND due < $2",
+		"basis < $1 AND (looked_at < $2 OR looked_at > clock_timestamp())",
+		"basis > $1 AND (looked_at < $2 OR looked_at > clock_timestamp())"
 	};
 
 	for (int i = 0; i < lengthof(conditions); i++)
@@ -294,13 +307,21 @@ note_newest(const IdemLedger *ledger, BlockNumber first_block)
  * Clear the rows of a range that have expired, and remove those whose key is not
  * to be kept, or that are about something that is gone. The batch that makes
  * others expire is held, so that it is not forgotten meanwhile.
+ *
+ * A row whose page is too full for what is left of it moves: the range that it is
+ * in then is to be looked at soon. False if that cannot be noted, as somebody
+ * else is dealing with that range, and may not have seen the row: what was done
+ * here must be undone then.
  */
-static void
-clear_range(const IdemLedger *ledger, BlockNumber first_block, IdemMaintenanceCounts *counts)
+static bool
+clear_range(const IdemLedger *ledger, const Basis *basis, BlockNumber first_block,
+			IdemMaintenanceCounts *counts)
 {
 	IdemSpiArgs args = {0};
 
 	range_arguments(&args, first_block);
+	idem_spi_arg(&args, INTERVALOID, IntervalPGetDatum(basis->smallest), basis->smallest == NULL);
+	idem_spi_arg(&args, INT8OID, Int64GetDatum(RANGE_BLOCKS), false);
 	(void) run(ledger,
 			   "WITH newest AS MATERIALIZED (SELECT k.target, k.pipeline, k.claimed_by,"
 			   " n.target_type, n.applied_at"
@@ -326,18 +347,47 @@ clear_range(const IdemLedger *ledger, BlockNumber first_block, IdemMaintenanceCo
 			   " rows_unchanged = NULL, rows_stale = NULL, rows_skipped = NULL, engine = NULL,"
 			   " elapsed = NULL, role = NULL, application_name = NULL, options = NULL,"
 			   " metadata = NULL"
-			   " WHERE ctid = ANY (ARRAY(SELECT at FROM found WHERE NOT remove)) RETURNING 1)"
-			   " SELECT (SELECT count(*) FROM cleared), (SELECT count(*) FROM removed)",
+			   " WHERE ctid = ANY (ARRAY(SELECT at FROM found WHERE NOT remove)) RETURNING ctid AS at),"
+			   " moved AS MATERIALIZED (SELECT first_block FROM %1$s.idem_sweep"
+			   " WHERE first_block = ANY (ARRAY(SELECT DISTINCT (at::text::point)[0]::int8 / $6 * $6"
+			   " FROM cleared WHERE at < $3 OR at >= $4))),"
+			   " locked AS MATERIALIZED (SELECT first_block FROM %1$s.idem_sweep"
+			   " WHERE first_block = ANY (ARRAY(SELECT first_block FROM moved)) FOR UPDATE SKIP LOCKED),"
+			   " noted AS (UPDATE %1$s.idem_sweep SET due = " SOON("$5")
+			   " WHERE first_block = ANY (ARRAY(SELECT first_block FROM locked)) AND due > " SOON("$5") ")"
+			   " SELECT (SELECT count(*) FROM cleared), (SELECT count(*) FROM removed),"
+			   " (SELECT count(*) FROM moved) - (SELECT count(*) FROM locked)",
 			   &args);
+	if (result_number(3) != 0)
+		return false;
 	counts->expired += result_number(1);
 	counts->deleted += result_number(2);
+	return true;
+}
+
+/* The same, or nothing. */
+static void
+try_to_clear_range(const IdemLedger *ledger, const Basis *basis, BlockNumber first_block,
+				   IdemMaintenanceCounts *counts)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	if (clear_range(ledger, basis, first_block, counts))
+		ReleaseCurrentSubTransaction();
+	else
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
 }
 
 /*
  * Set when the range is to be looked at again: when the first of its rows will
- * be due, or one that is put there from now on could be. A row that stays though
- * it is due, as the newest one does, does not bring us back before a tenth of
- * the smallest retention has passed, or a day.
+ * be due, or one that is put there from now on could be; soon if it has none. A row
+ * that stays though it is due, as the newest one does, does not bring us back
+ * before that.
  */
 static void
 set_due(const IdemLedger *ledger, const Basis *basis, BlockNumber first_block)
@@ -349,8 +399,10 @@ set_due(const IdemLedger *ledger, const Basis *basis, BlockNumber first_block)
 	idem_spi_arg_text(&args, basis->hash);
 	idem_spi_arg(&args, INTERVALOID, IntervalPGetDatum(basis->smallest), basis->smallest == NULL);
 	(void) run(ledger,
-			   "UPDATE %1$s.idem_sweep SET basis = $6, looked_at = now(), due = CASE WHEN $7 IS NULL THEN 'infinity'"
-			   " ELSE GREATEST(now() + LEAST($7 / 10, '1 day'), LEAST(now() + $7,"
+			   "UPDATE %1$s.idem_sweep SET basis = $6, looked_at = now(), due = CASE"
+			   " WHEN $7 IS NULL THEN 'infinity'"
+			   " WHEN NOT EXISTS (SELECT FROM %1$s.idem_ledger l" IN_RANGE ") THEN " SOON("$7")
+			   " ELSE GREATEST(" SOON("$7") ", LEAST(now() + $7,"
 			   " (SELECT min(l.applied_at + CASE WHEN l.options IS NULL THEN keep.key"
 			   " ELSE LEAST(keep.details, keep.key) END) FROM" ROWS IN_RANGE "))) END"
 			   " WHERE first_block = $5", &args);
@@ -419,7 +471,7 @@ idem_maintenance_step(const IdemLedger *ledger, TimestampTz began,
 	if (more)
 	{
 		note_newest(ledger, first_block);
-		clear_range(ledger, first_block, counts);
+		try_to_clear_range(ledger, &basis, first_block, counts);
 		set_due(ledger, &basis, first_block);
 	}
 	else
