@@ -81,7 +81,7 @@ idem_guc_define(void)
 							NULL, NULL, NULL);
 	DefineCustomIntVariable("idempotent_ingest.maintenance_delay",
 							"Sets the time between two steps of maintenance.",
-							"A step deals with some 500 batches. 0 means none, which leaves "
+							"A step deals with some 120 batches. 0 means none, which leaves "
 							"less of the disk to merges that run meanwhile.",
 							&idem_guc_maintenance_delay,
 							20, 0, 60 * 1000,
