@@ -26,6 +26,7 @@
 
 #include "access/xact.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/async.h"
 #include "common/pg_prng.h"
@@ -91,26 +92,29 @@ idem_queue_open(Oid schema, IdemQueue *queue)
 }
 
 /*
- * Find the queue of the database's extension, and lock the table for writing
- * until the end of the transaction. False if there is none. For those that no
- * function of the extension has called.
+ * Find the queue of the database's extension, and lock the extension, so that it
+ * stays until the end of the transaction. False if there is none. For those that
+ * no function of the extension has called.
+ *
+ * DROP EXTENSION locks the extension before any of its tables, which it takes in
+ * an order of its own: to hold no more than one of these would be a deadlock.
  */
 bool
 idem_queue_find(IdemQueue *queue)
 {
 	IdemSpiArgs args = {0};
+	Oid			extension;
 	Oid			schema;
 	bool		isnull;
 
-	if (idem_spi_execute("SELECT e.extnamespace FROM pg_catalog.pg_extension e"
+	if (idem_spi_execute("SELECT e.oid, e.extnamespace FROM pg_catalog.pg_extension e"
 						 " WHERE e.extname OPERATOR(pg_catalog.=) 'idempotent_ingest'",
 						 InvalidOid, &args, true) == 0)
 		return false;
-	schema = DatumGetObjectId(idem_spi_value(0, 1, CurrentMemoryContext, &isnull));
-	if (!open_queue(schema, queue))
-		return false;
-	LockRelationOid(queue->relid, RowExclusiveLock);
-	return SearchSysCacheExists1(RELOID, ObjectIdGetDatum(queue->relid));
+	extension = DatumGetObjectId(idem_spi_value(0, 1, CurrentMemoryContext, &isnull));
+	schema = DatumGetObjectId(idem_spi_value(0, 2, CurrentMemoryContext, &isnull));
+	LockDatabaseObject(ExtensionRelationId, extension, 0, AccessShareLock);
+	return open_queue(schema, queue);
 }
 
 static uint64

@@ -10,7 +10,7 @@
  * run with its rights.
  *
  * Each piece of work is one transaction, which begins by looking whether the
- * extension still is there, and locks the queue so that it stays. An error ends
+ * extension still is there, and locks it so that it stays. An error ends
  * the process; the launcher starts another one after a while. Whatever was under
  * way then is found in the table and in shared memory: there is nothing here that
  * must not be lost. Only an error of maintenance does not: jobs go on.

@@ -441,6 +441,31 @@ sub run_endless_job
     $node->safe_psql('postgres', 'DROP DATABASE dropping');
 }
 
+# DROP EXTENSION while the worker maintains the ledger: the lock has both of them
+# wait, one for the tables and the other one for the worker.
+{
+    make_loaded_database('dropping');
+    my $worker = wait_for_worker('dropping', 'a worker for database "dropping"');
+    my $locker = $node->background_psql('dropping', on_error_stop => 0);
+    my $session = $node->background_psql('dropping', on_error_stop => 0);
+    my $backend = $session->query_safe('SELECT pg_backend_pid()');
+    my $log = -s $node->logfile;
+    $locker->query_safe('BEGIN; LOCK TABLE idem_retention IN ACCESS EXCLUSIVE MODE');
+    $locker->query_safe("SELECT pg_terminate_backend($worker)");
+    wait_for('the next worker maintains the ledger', q{
+        SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+                       WHERE NOT granted AND datname = 'dropping' AND query = 'maintaining the ledger')});
+    start($session, 'DROP EXTENSION idempotent_ingest');
+    wait_for_lock($node, $backend);
+    $locker->query_safe('COMMIT');
+    my (undef, $errors) = finish($session);
+    is($errors, '', 'DROP EXTENSION while the worker maintains the ledger');
+    wait_for_no_worker('dropping', 'the worker has ended');
+    unlike(slurp_file($node->logfile, $log), qr/deadlock detected/, 'without a deadlock');
+    $_->quit foreach $locker, $session;
+    $node->safe_psql('postgres', 'DROP DATABASE dropping');
+}
+
 # A fast shutdown in the middle of a statement; the job is attempted again.
 {
     my $job = run_endless_job('loads');
