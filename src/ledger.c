@@ -66,7 +66,7 @@ idem_ledger_open(Oid function)
 const IdemLedger *
 idem_ledger_open_in(Oid namespace_oid)
 {
-	Oid			relid = get_relname_relid("idem_ledger", namespace_oid);
+	Oid			relid = idem_security_own_table("idem_ledger", namespace_oid);
 	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	const char *schema;
 	char	   *earlier;

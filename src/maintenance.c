@@ -457,7 +457,7 @@ idem_maintenance_step(const IdemLedger *ledger, TimestampTz began,
 	bool		more;
 
 	/* The library can be newer than the extension's objects. */
-	if (!OidIsValid(get_relname_relid("idem_sweep", ledger->schema_oid)))
+	if (!OidIsValid(idem_security_own_table("idem_sweep", ledger->schema_oid)))
 		return false;
 
 	/* In this transaction only. What a crash takes back is done again. */

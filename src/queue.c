@@ -69,7 +69,7 @@ open_queue(Oid schema, IdemQueue *queue)
 {
 	HeapTuple	tuple;
 
-	queue->relid = get_relname_relid("idem_job", schema);
+	queue->relid = idem_security_own_table("idem_job", schema);
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(queue->relid));
 	if (!HeapTupleIsValid(tuple))
 		return false;

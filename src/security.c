@@ -14,7 +14,9 @@
  */
 #include "postgres.h"
 
+#include "catalog/dependency.h"
 #include "catalog/pg_class.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -68,6 +70,24 @@ void
 idem_security_pop_path(int guc_level)
 {
 	AtEOXact_GUC(true, guc_level);
+}
+
+/*
+ * Find a table of ours in the extension's schema; InvalidOid if there is none. The
+ * name is not enough: the objects of an earlier release lack some of the tables that
+ * this library knows, and then whoever may create tables in that schema could put
+ * his own in their place.
+ */
+Oid
+idem_security_own_table(const char *name, Oid schema)
+{
+	Oid			relid = get_relname_relid(name, schema);
+	Oid			extension = get_extension_oid("idempotent_ingest", true);
+
+	if (!OidIsValid(relid) || !OidIsValid(extension) ||
+		getExtensionOfObject(RelationRelationId, relid) != extension)
+		return InvalidOid;
+	return relid;
 }
 
 /*

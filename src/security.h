@@ -23,6 +23,8 @@ extern void idem_security_pop(const IdemIdentity *saved);
 extern int	idem_security_push_path(void);
 extern void idem_security_pop_path(int guc_level);
 
+extern Oid	idem_security_own_table(const char *name, Oid schema);
+
 extern void idem_security_require_visible(Oid relid);
 extern bool idem_security_may_read(Oid relid);
 extern bool idem_security_may(Oid relid, AttrNumber attnum, AclMode mode);

@@ -160,6 +160,46 @@ sub run_held_job
     $node->safe_psql('postgres', 'DROP DATABASE db');
 }
 
+# At 0.1.0 the extension has no queue: whoever may create tables in its schema can
+# put one there, but it is not ours. A lock has the worker wait until all is there.
+{
+    make_database($node, 'planted', 'public');
+    $node->safe_psql(
+        'planted', q{
+        CREATE ROLE planter;
+        GRANT CREATE ON SCHEMA public TO planter;
+        CREATE TABLE s (id int);
+        CREATE TABLE t (id int PRIMARY KEY);
+        CREATE TABLE queue (LIKE idem_job INCLUDING ALL);
+        SELECT idem_enqueue('s', 't', max_attempts => 1, run_at => 'infinity');
+        INSERT INTO queue OVERRIDING SYSTEM VALUE TABLE idem_job;
+        DROP EXTENSION idempotent_ingest;
+        CREATE EXTENSION idempotent_ingest SCHEMA public VERSION '0.1.0';
+        ALTER TABLE queue OWNER TO planter;
+        SET ROLE planter;
+        ALTER TABLE queue RENAME TO idem_job;
+        CREATE TABLE seen (role name);
+        CREATE FUNCTION idem_merge(regclass, regclass, text[], text, text, text[], text[], text[], text[],
+            text, text, text, text, text, text, boolean, boolean, boolean, jsonb, text) RETURNS text LANGUAGE plpgsql AS
+            $$BEGIN INSERT INTO public.seen VALUES (current_user); RETURN 'x'; END$$;
+        UPDATE idem_job SET run_at = 'epoch'});
+    my $locker = $node->background_psql('planted', on_error_stop => 0);
+    my $waker = $node->background_psql('planted', on_error_stop => 0);
+    $waker->query_safe('BEGIN; SET LOCAL client_min_messages = warning; ALTER EXTENSION plpgsql UPDATE');
+    $locker->query_safe('BEGIN; LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE');
+    $waker->query_safe('COMMIT');
+    wait_for('a worker looks for the extension', q{
+        SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+                       WHERE NOT granted AND relation = 'pg_extension'::regclass AND datname = 'planted'
+                         AND backend_type = 'idempotent_ingest worker')});
+    $locker->query_safe('COMMIT');
+    wait_for_no_worker('planted', 'a queue that somebody has put there is none');
+    is( $node->safe_psql('planted', 'SELECT (SELECT count(*) FROM seen), status, attempts FROM idem_job'),
+        '0|queued|0', 'and nothing in it is run');
+    $_->quit foreach $locker, $waker;
+    $node->safe_psql('postgres', 'DROP DATABASE planted');
+}
+
 make_loaded_database('loads');
 my $pid = wait_for_worker('loads', 'a worker for database "loads"');
 is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), 'succeeded', 'a job is run');
