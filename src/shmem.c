@@ -299,7 +299,23 @@ idem_shmem_take_changed(Oid *databases, bool *all)
 	return count;
 }
 
-/* A worker that ends has failed, unless it has said something else or was told to. */
+/* Wake those who wait for a place. The lock is held. */
+static void
+announce_free_place(void)
+{
+	for (int i = 0; i < IDEM_MAX_WORKERS; i++)
+	{
+		if (shared->workers[i].wants_place && shared->workers[i].latch)
+			SetLatch(shared->workers[i].latch);
+		shared->workers[i].wants_place = false;
+	}
+}
+
+/*
+ * A worker that ends has failed, unless it has said something else or was told to.
+ * The places that it has reserved, and whose process has not come to take it, are
+ * freed: a process that comes later finds that out.
+ */
 static void
 detach_worker(int code, Datum arg)
 {
@@ -310,6 +326,14 @@ detach_worker(int code, Datum arg)
 		place->state = place->told_to_end ? IDEM_WORKER_STOPPED : IDEM_WORKER_FAILED;
 	place->pid = 0;
 	place->latch = NULL;
+	for (int i = 0; i < IDEM_MAX_JOB_PROCESSES; i++)
+	{
+		JobPlace   *job = &shared->jobs[i];
+
+		if (job->used && job->pid == 0 && job->job.database == place->database)
+			job->used = false;
+	}
+	announce_free_place();
 	set_launcher_latch();
 	LWLockRelease(shared->lock);
 }
@@ -424,18 +448,6 @@ idem_shmem_assign_job(IdemSlot slot, const IdemJobInfo *job)
 	LWLockRelease(shared->lock);
 }
 
-/* Wake those who wait for a place. The lock is held. */
-static void
-announce_free_place(void)
-{
-	for (int i = 0; i < IDEM_MAX_WORKERS; i++)
-	{
-		if (shared->workers[i].wants_place && shared->workers[i].latch)
-			SetLatch(shared->workers[i].latch);
-		shared->workers[i].wants_place = false;
-	}
-}
-
 /* Free a place whose process was not started, or has ended without taking it. */
 void
 idem_shmem_release_job(IdemSlot slot)
@@ -449,25 +461,6 @@ idem_shmem_release_job(IdemSlot slot)
 		place->used = false;
 		announce_free_place();
 	}
-	LWLockRelease(shared->lock);
-}
-
-/*
- * Free all such places of a database: for a worker that follows one which has
- * failed. A process that comes later finds that out.
- */
-void
-idem_shmem_release_unstarted_jobs(Oid database)
-{
-	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	for (int i = 0; i < IDEM_MAX_JOB_PROCESSES; i++)
-	{
-		JobPlace   *place = &shared->jobs[i];
-
-		if (place->used && place->pid == 0 && place->job.database == database)
-			place->used = false;
-	}
-	announce_free_place();
 	LWLockRelease(shared->lock);
 }
 

@@ -84,7 +84,6 @@ extern bool idem_shmem_reserve_job(Oid database, int limit, IdemSlot *slot);
 extern bool idem_shmem_want_place(IdemSlot worker, int limit);
 extern void idem_shmem_assign_job(IdemSlot slot, const IdemJobInfo *job);
 extern void idem_shmem_release_job(IdemSlot slot);
-extern void idem_shmem_release_unstarted_jobs(Oid database);
 extern bool idem_shmem_attach_job(IdemSlot slot, IdemJobInfo *job);
 extern bool idem_shmem_cancel_job(Oid database, int64 job_id);
 

@@ -320,14 +320,17 @@ start_jobs(void)
 	TimestampTz next;
 	bool		has_next = false;
 
+	if (idem_shmem_want_place(my_slot, idem_guc_max_workers))
+		return naptime;
+
+	/*
+	 * The attempts are committed before any of them starts. The places are
+	 * those of all databases: they are not held while we wait for the extension.
+	 */
+	begin(&queue, "taking jobs");
 	while (nslots < TAKE_AT_ONCE &&
 		   idem_shmem_reserve_job(MyDatabaseId, idem_guc_max_workers, &slots[nslots]))
 		nslots++;
-	if (nslots == 0)
-		return idem_shmem_want_place(my_slot, idem_guc_max_workers) ? naptime : 0;
-
-	/* The attempts are committed before any of them starts. */
-	begin(&queue, "taking jobs");
 	taken = idem_queue_take(&queue, InvalidOid, nslots);
 	foreach(lc, taken)
 	{
@@ -418,7 +421,6 @@ idem_worker_main(Datum arg)
 	begin(&queue, "looking for the extension");
 	commit();
 	idem_shmem_set_worker(my_slot, IDEM_WORKER_RUNNING);
-	idem_shmem_release_unstarted_jobs(MyDatabaseId);
 
 	for (;;)
 	{

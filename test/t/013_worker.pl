@@ -185,7 +185,8 @@ sub run_held_job
         UPDATE idem_job SET run_at = 'epoch'});
     my $locker = $node->background_psql('planted', on_error_stop => 0);
     my $waker = $node->background_psql('planted', on_error_stop => 0);
-    $waker->query_safe('BEGIN; SET LOCAL client_min_messages = warning; ALTER EXTENSION plpgsql UPDATE');
+    $waker->query_safe(
+        'BEGIN; SET LOCAL client_min_messages = warning; ALTER EXTENSION plpgsql UPDATE');
     $locker->query_safe('BEGIN; LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE');
     $waker->query_safe('COMMIT');
     wait_for('a worker looks for the extension', q{
@@ -502,6 +503,32 @@ sub run_endless_job
     is($errors, '', 'DROP EXTENSION while the worker maintains the ledger');
     wait_for_no_worker('dropping', 'the worker has ended');
     unlike(slurp_file($node->logfile, $log), qr/deadlock detected/, 'without a deadlock');
+    $_->quit foreach $locker, $session;
+    $node->safe_psql('postgres', 'DROP DATABASE dropping');
+}
+
+# DROP EXTENSION when the worker is about to take jobs: the lock has the worker
+# wait, so that the command comes between two of its transactions. The places that
+# the worker could have given jobs are those of others then.
+{
+    make_database($node, 'dropping', 'public');
+    wait_for_worker('dropping', 'a worker for database "dropping"');
+    my $locker = $node->background_psql('dropping', on_error_stop => 0);
+    my $session = $node->background_psql('dropping', on_error_stop => 0);
+    my $backend = $session->query_safe('SELECT pg_backend_pid()');
+    $locker->query_safe('BEGIN; LOCK TABLE idem_job IN ACCESS EXCLUSIVE MODE; SELECT pg_reload_conf()');
+    wait_for('the worker looks at the queue', q{
+        SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+                       WHERE NOT granted AND datname = 'dropping' AND query = 'looking for jobs to be cancelled')});
+    start($session, 'DROP EXTENSION idempotent_ingest');
+    wait_for_lock($node, $backend);
+    $locker->query_safe('COMMIT');
+    my (undef, $errors) = finish($session);
+    is($errors, '', 'DROP EXTENSION while the worker looks at the queue');
+    wait_for_no_worker('dropping', 'the worker has ended');
+    my $job = enqueue('loads', "'staging', 'target', '{id}', 'place'");
+    is($node->safe_psql('loads', "SELECT status FROM idem_wait($job, '1 min')"),
+        'succeeded', 'jobs of another database find places');
     $_->quit foreach $locker, $session;
     $node->safe_psql('postgres', 'DROP DATABASE dropping');
 }
