@@ -393,7 +393,7 @@ idem_run_jobs(PG_FUNCTION_ARGS)
 	MemoryContextSwitchTo(job_context);
 	idem_spi_connect_nonatomic();
 	idem_spi_connect();
-	idem_queue_reclaim(&queue, role, NIL);
+	(void) idem_queue_reclaim(&queue, role, NIL);
 	idem_spi_finish();
 	/* What was queued again by that is the worker's as well. */
 	idem_shmem_wake_at_commit(IDEM_WAKE_WORKER);

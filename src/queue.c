@@ -267,6 +267,23 @@ idem_queue_take(const IdemQueue *queue, Oid role, int limit)
 										  queue->schema), &args));
 }
 
+/*
+ * Lock the row of an attempt, so that what ends the attempt does not wait. False
+ * if somebody else has it locked: idem_cancel() does, until its transaction ends.
+ */
+bool
+idem_queue_lock(const IdemQueue *queue, const IdemAttempt *attempt)
+{
+	IdemSpiArgs args = {0};
+
+	attempt_arguments(&args, attempt);
+	(void) run(queue, psprintf("SELECT (SELECT true FROM %s.idem_job" WHERE_ATTEMPT
+							   " FOR NO KEY UPDATE SKIP LOCKED) OR NOT EXISTS"
+							   " (SELECT FROM %s.idem_job" WHERE_ATTEMPT ")",
+							   queue->schema, queue->schema), &args);
+	return DatumGetBool(value(0, 1));
+}
+
 /* Undo idem_queue_take() for an attempt that was not started. */
 void
 idem_queue_give_back(const IdemQueue *queue, const IdemAttempt *attempt)
@@ -421,11 +438,13 @@ idem_queue_running(const IdemQueue *queue, Oid role, bool cancelled)
 
 /*
  * Give up the attempts of a role, or with InvalidOid of all, that nobody holds;
- * but for those in the List of IdemAttempt, which the caller itself holds.
+ * but for those in the List of IdemAttempt, which the caller itself holds. False if
+ * there are some left, as somebody else has their rows locked.
  */
-void
+bool
 idem_queue_reclaim(const IdemQueue *queue, Oid role, List *except)
 {
+	bool		complete = true;
 	ListCell   *lc;
 
 	foreach(lc, idem_queue_running(queue, role, false))
@@ -436,13 +455,21 @@ idem_queue_reclaim(const IdemQueue *queue, Oid role, List *except)
 
 		foreach(lc2, except)
 			is_held |= ((IdemAttempt *) lfirst(lc2))->job_id == attempt->job_id;
-		if (!is_held && is_abandoned(attempt->job_id))
+		if (is_held || !is_abandoned(attempt->job_id))
+			continue;
+		if (idem_queue_lock(queue, attempt))
 			(void) idem_queue_fail(queue, attempt, ERRCODE_CRASH_SHUTDOWN,
 								   "the attempt was interrupted by a crash or a shutdown");
+		else
+			complete = false;
 	}
+	return complete;
 }
 
-/* Fail the jobs of roles that were dropped, before a new role gets an old OID. */
+/*
+ * Fail the jobs of roles that were dropped, before a new role gets an old OID. Those
+ * whose rows somebody else has locked are left for the next time.
+ */
 void
 idem_queue_fail_roleless(const IdemQueue *queue)
 {
@@ -450,11 +477,14 @@ idem_queue_fail_roleless(const IdemQueue *queue)
 	uint64		count;
 
 	idem_spi_arg_text(&args, unpack_sql_state(ERRCODE_UNDEFINED_OBJECT));
-	count = run(queue, psprintf("UPDATE %s.idem_job j SET status = 'failed', sqlstate = $1,"
-								" message = 'the role was dropped', finished_at = clock_timestamp()"
+	count = run(queue, psprintf("WITH roleless AS MATERIALIZED (SELECT job_id FROM %s.idem_job j"
 								" WHERE status = 'queued' AND NOT EXISTS"
 								" (SELECT FROM pg_catalog.pg_roles r WHERE r.oid = j.role)"
-								" RETURNING job_id", queue->schema), &args);
+								" FOR UPDATE OF j SKIP LOCKED)"
+								" UPDATE %s.idem_job j SET status = 'failed', sqlstate = $1,"
+								" message = 'the role was dropped', finished_at = clock_timestamp()"
+								" FROM roleless WHERE j.job_id = roleless.job_id"
+								" RETURNING j.job_id", queue->schema, queue->schema), &args);
 	for (uint64 i = 0; i < count; i++)
 		notify(DatumGetInt64(value(i, 1)));
 }

@@ -52,6 +52,7 @@ extern bool idem_queue_find(IdemQueue *queue);
 extern int64 idem_queue_enqueue(const IdemQueue *queue, const NullableDatum *arguments,
 								TimestampTz run_at, int32 max_attempts, int32 priority);
 extern List *idem_queue_take(const IdemQueue *queue, Oid role, int limit);
+extern bool idem_queue_lock(const IdemQueue *queue, const IdemAttempt *attempt);
 extern void idem_queue_give_back(const IdemQueue *queue, const IdemAttempt *attempt);
 extern bool idem_queue_load(const IdemQueue *queue, const IdemAttempt *attempt,
 							IdemSpiArgs *arguments);
@@ -59,7 +60,7 @@ extern bool idem_queue_succeed(const IdemQueue *queue, const IdemAttempt *attemp
 extern bool idem_queue_fail(const IdemQueue *queue, const IdemAttempt *attempt, int sqlstate,
 							const char *message);
 extern List *idem_queue_running(const IdemQueue *queue, Oid role, bool cancelled);
-extern void idem_queue_reclaim(const IdemQueue *queue, Oid role, List *except);
+extern bool idem_queue_reclaim(const IdemQueue *queue, Oid role, List *except);
 extern void idem_queue_fail_roleless(const IdemQueue *queue);
 extern bool idem_queue_cancel(const IdemQueue *queue, int64 job_id);
 extern bool idem_queue_look(const IdemQueue *queue, int64 job_id, IdemJobState *state);

@@ -51,15 +51,18 @@
 #define EXPIRE_AT_ONCE		1000
 #define TAKE_AT_ONCE		16
 
-/* How long to wait when PostgreSQL has no place for a process, in milliseconds. */
-#define START_RETRY			1000
+/*
+ * How long to wait when PostgreSQL has no place for a process, or somebody else has
+ * the row of a job locked, in milliseconds.
+ */
+#define RETRY				1000
 
-/* A job that this worker has started a process for. */
+/* A job that this worker has taken. */
 typedef struct StartedJob
 {
 	IdemAttempt attempt;		/* first: the list is one of IdemAttempts */
 	IdemSlot	slot;
-	BackgroundWorkerHandle *handle;
+	BackgroundWorkerHandle *handle; /* NULL: no process could be started */
 } StartedJob;
 
 static IdemSlot my_slot;
@@ -137,11 +140,15 @@ refusal(Oid role, int *sqlstate)
 	return reason;
 }
 
-/* Look after processes that have ended, and record what they could not. */
-static void
+/*
+ * Look after processes that have ended, and record what they could not. False if
+ * that cannot be done for all of them now.
+ */
+static bool
 reap(void)
 {
 	List	   *ended = NIL;
+	List	   *recorded = NIL;
 	ListCell   *lc;
 	IdemQueue	queue;
 	pid_t		pid;
@@ -150,30 +157,39 @@ reap(void)
 	{
 		StartedJob *job = lfirst(lc);
 
-		if (GetBackgroundWorkerPid(job->handle, &pid) == BGWH_STOPPED)
+		if (job->handle == NULL || GetBackgroundWorkerPid(job->handle, &pid) == BGWH_STOPPED)
 			ended = lappend(ended, job);
 	}
 	if (ended == NIL)
-		return;
+		return true;
 	begin(&queue, "recording the end of jobs");
 	foreach(lc, ended)
 	{
 		StartedJob *job = lfirst(lc);
 
-		(void) idem_queue_fail(&queue, &job->attempt, ERRCODE_CRASH_SHUTDOWN,
-							   "the process of the job has ended without a result; the server log has the reason");
+		if (!idem_queue_lock(&queue, &job->attempt))
+			continue;
+		if (job->handle == NULL)
+			idem_queue_give_back(&queue, &job->attempt);
+		else
+			(void) idem_queue_fail(&queue, &job->attempt, ERRCODE_CRASH_SHUTDOWN,
+								   "the process of the job has ended without a result; the server log has the reason");
+		recorded = lappend(recorded, job);
 	}
 	commit();
 	foreach(lc, ended)
+		idem_shmem_release_job(((StartedJob *) lfirst(lc))->slot);
+	foreach(lc, recorded)
 	{
 		StartedJob *job = lfirst(lc);
 
-		idem_shmem_release_job(job->slot);
 		idem_queue_let_go(job->attempt.job_id);
 		started = list_delete_ptr(started, job);
-		pfree(job->handle);
+		if (job->handle)
+			pfree(job->handle);
 		pfree(job);
 	}
+	return list_length(recorded) == list_length(ended);
 }
 
 /*
@@ -192,17 +208,27 @@ cancel(void)
 	commit();
 }
 
-/* Give up what nobody runs, and remove what nobody asks for any more. */
+/* Give up what nobody runs. False if that cannot be done for all of it now. */
+static bool
+reclaim(void)
+{
+	IdemQueue	queue;
+	bool		complete;
+
+	begin(&queue, "looking for jobs that were interrupted");
+	complete = idem_queue_reclaim(&queue, InvalidOid, started);
+	idem_queue_fail_roleless(&queue);
+	commit();
+	return complete;
+}
+
+/* Remove what nobody asks for any more. */
 static void
-clean_up(void)
+expire(void)
 {
 	IdemQueue	queue;
 	uint64		removed;
 
-	begin(&queue, "looking for jobs that were interrupted");
-	idem_queue_reclaim(&queue, InvalidOid, started);
-	idem_queue_fail_roleless(&queue);
-	commit();
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
@@ -249,7 +275,10 @@ maintain(TimestampTz began)
 	return more;
 }
 
-/* Start the process of a job. False if PostgreSQL has no place for one. */
+/*
+ * Start the process of a job. False if PostgreSQL has no place for one; then reap()
+ * gives the job back.
+ */
 static bool
 start_process(const IdemAttempt *attempt, IdemSlot slot)
 {
@@ -257,7 +286,6 @@ start_process(const IdemAttempt *attempt, IdemSlot slot)
 	IdemJobInfo info = {0};
 	StartedJob *job;
 	MemoryContext context;
-	bool		registered;
 
 	info.database = MyDatabaseId;
 	info.role = attempt->role;
@@ -280,13 +308,10 @@ start_process(const IdemAttempt *attempt, IdemSlot slot)
 	job = palloc0(sizeof(StartedJob));
 	job->attempt = *attempt;
 	job->slot = slot;
-	registered = RegisterDynamicBackgroundWorker(&process, &job->handle);
-	if (registered)
-		started = lappend(started, job);
-	else
-		pfree(job);
+	(void) RegisterDynamicBackgroundWorker(&process, &job->handle);
+	started = lappend(started, job);
 	MemoryContextSwitchTo(context);
-	return registered;
+	return job->handle != NULL;
 }
 
 /* Say once, not each time, that max_worker_processes is too low. */
@@ -315,8 +340,8 @@ start_jobs(void)
 	int			used = 0;
 	IdemQueue	queue;
 	List	   *taken;
-	List	   *not_started = NIL;
 	ListCell   *lc;
+	bool		all_started = true;
 	TimestampTz next;
 	bool		has_next = false;
 
@@ -354,25 +379,16 @@ start_jobs(void)
 	{
 		IdemAttempt *attempt = lfirst(lc);
 
-		if (!OidIsValid(attempt->role))
-			continue;
-		if (not_started == NIL && start_process(attempt, slots[used]))
-			used++;
-		else
-			not_started = lappend(not_started, attempt);
+		if (OidIsValid(attempt->role))
+			all_started &= start_process(attempt, slots[used++]);
 	}
 	for (int i = used; i < nslots; i++)
 		idem_shmem_release_job(slots[i]);
-	if (not_started)
+	if (!all_started)
 	{
 		report_no_process();
-		begin(&queue, "giving back jobs");
-		foreach(lc, not_started)
-			idem_queue_give_back(&queue, lfirst(lc));
-		commit();
-		foreach(lc, not_started)
-			idem_queue_let_go(((IdemAttempt *) lfirst(lc))->job_id);
-		return Min(naptime, START_RETRY);
+		(void) reap();
+		return Min(naptime, RETRY);
 	}
 	if (list_length(taken) == nslots)
 		return 0;
@@ -402,6 +418,7 @@ idem_worker_main(Datum arg)
 {
 	Oid			database;
 	TimestampTz last_clean_up = 0;
+	bool		has_interrupted = false;
 	bool		has_maintenance = false;
 	IdemQueue	queue;
 
@@ -425,6 +442,7 @@ idem_worker_main(Datum arg)
 	for (;;)
 	{
 		TimestampTz now = GetCurrentTimestamp();
+		bool		has_ended;
 		long		timeout;
 
 		CHECK_FOR_INTERRUPTS();
@@ -437,15 +455,20 @@ idem_worker_main(Datum arg)
 			leave(IDEM_WORKER_STOPPED);
 
 		MemoryContextReset(scratch);
-		reap();
+		has_ended = !reap();
 		if (TimestampDifferenceExceeds(last_clean_up, now, idem_guc_naptime * 1000))
 		{
-			clean_up();
+			expire();
 			last_clean_up = now;
+			has_interrupted = true;
 			has_maintenance = true;
 		}
+		if (has_interrupted)
+			has_interrupted = !reclaim();
 		cancel();
 		timeout = start_jobs();
+		if (has_ended || has_interrupted)
+			timeout = Min(timeout, RETRY);
 		/* Jobs do not wait for more than one step of it. */
 		if (has_maintenance)
 		{

@@ -334,6 +334,28 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
     $session->quit;
 }
 
+# An idem_cancel() that is not committed keeps neither the worker nor other jobs
+# waiting: at first the worker knows that the process has ended, then the next one
+# finds a job that nobody runs.
+{
+    my ($holder, $job) = run_held_job('loads', 'held 5');
+    my $session = $node->background_psql('loads', on_error_stop => 0);
+    $session->query_safe("BEGIN; SELECT idem_cancel($job)");
+    $node->safe_psql('postgres',
+        q{SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE backend_type = 'idempotent_ingest job'});
+    my $other = enqueue('loads', "'staging', 'target', '{id}', 'beside 1'");
+    is($node->safe_psql('loads', "SELECT status FROM idem_wait($other, '1 min')"),
+        'succeeded', 'an uncommitted idem_cancel() of a job that has ended keeps no other job waiting');
+    $node->safe_psql('postgres', "SELECT pg_terminate_backend($pid)");
+    $pid = wait_for_worker('loads', 'a new worker comes', $pid);
+    $other = enqueue('loads', "'staging', 'target', '{id}', 'beside 2'");
+    is($node->safe_psql('loads', "SELECT status FROM idem_wait($other, '1 min')"),
+        'succeeded', 'nor does it with the next worker');
+    $session->query_safe('COMMIT');
+    is(job_status('loads', $job), 'cancelled', 'once it is committed, the job is cancelled');
+    $_->quit foreach $holder, $session;
+}
+
 # A process that comes late: its attempt was given up, since the worker that had
 # started it was gone and nobody held the job. What keeps it waiting is that it
 # has to read the settings of its role.
