@@ -546,14 +546,21 @@ idem_queue_look(const IdemQueue *queue, int64 job_id, IdemJobState *state)
 	return true;
 }
 
-/* When the next of the queued jobs is to be run. False if there is none. */
+/*
+ * When to take jobs again, if none that are due could be taken in the current
+ * transaction: when the next of them will be due, or in so many milliseconds if one
+ * was due before, which somebody else must have locked. False if none is queued.
+ */
 bool
-idem_queue_next(const IdemQueue *queue, TimestampTz *run_at)
+idem_queue_next(const IdemQueue *queue, int retry, TimestampTz *run_at)
 {
 	IdemSpiArgs args = {0};
 	bool		isnull;
 
-	(void) run(queue, psprintf("SELECT min(run_at) FROM %s.idem_job WHERE status = 'queued'",
+	idem_spi_arg(&args, FLOAT8OID, Float8GetDatum(retry / 1000.0), false);
+	(void) run(queue, psprintf("SELECT min(CASE WHEN run_at <= now()"
+							   " THEN clock_timestamp() + make_interval(secs => $1) ELSE run_at END)"
+							   " FROM %s.idem_job WHERE status = 'queued'",
 							   queue->schema), &args);
 	*run_at = DatumGetTimestampTz(idem_spi_value(0, 1, CurrentMemoryContext, &isnull));
 	return !isnull;

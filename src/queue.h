@@ -64,7 +64,7 @@ extern bool idem_queue_reclaim(const IdemQueue *queue, Oid role, List *except);
 extern void idem_queue_fail_roleless(const IdemQueue *queue);
 extern bool idem_queue_cancel(const IdemQueue *queue, int64 job_id);
 extern bool idem_queue_look(const IdemQueue *queue, int64 job_id, IdemJobState *state);
-extern bool idem_queue_next(const IdemQueue *queue, TimestampTz *run_at);
+extern bool idem_queue_next(const IdemQueue *queue, int retry, TimestampTz *run_at);
 extern uint64 idem_queue_expire(const IdemQueue *queue, int minutes, int limit);
 
 extern void idem_queue_hold(int64 job_id, bool session);

@@ -372,7 +372,7 @@ start_jobs(void)
 			idem_queue_hold(attempt->job_id, true);
 	}
 	if (list_length(taken) < nslots)
-		has_next = idem_queue_next(&queue, &next);
+		has_next = idem_queue_next(&queue, RETRY, &next);
 	commit();
 
 	foreach(lc, taken)

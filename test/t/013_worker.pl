@@ -356,6 +356,24 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
     $_->quit foreach $holder, $session;
 }
 
+# A job that is due, and that somebody has locked, keeps the worker from nothing: it
+# waits, and does not look again and again.
+{
+    my $session = $node->background_psql('loads', on_error_stop => 0);
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 0');
+    $node->reload;
+    my $job = enqueue('loads', "'staging', 'target', '{id}', 'locked'");
+    $session->query_safe("BEGIN; SELECT idem_cancel($job)");
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 4');
+    $node->reload;
+    wait_for('with a locked job the worker waits', qq{
+        SELECT wait_event_type = 'Extension' AND state_change > pg_conf_load_time()
+        FROM pg_stat_activity WHERE pid = $pid});
+    $session->query_safe('ROLLBACK');
+    is(job_status('loads', $job), 'succeeded', 'and runs it when it is no longer locked');
+    $session->quit;
+}
+
 # A process that comes late: its attempt was given up, since the worker that had
 # started it was gone and nobody held the job. What keeps it waiting is that it
 # has to read the settings of its role.
