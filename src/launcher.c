@@ -412,6 +412,7 @@ idem_launcher_main(Datum arg)
 		int			looking;
 
 		CHECK_FOR_INTERRUPTS();
+		(void) idem_shmem_launcher_woken(true);
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -426,8 +427,11 @@ idem_launcher_main(Datum arg)
 		pgstat_report_activity(STATE_IDLE, idem_guc_worker ?
 							   "waiting for changes of databases and extensions" :
 							   "switched off by idempotent_ingest.worker");
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 timeout, PG_WAIT_EXTENSION);
+		/* What has set the latch meanwhile may have been reset: see shmem.c. */
+		CHECK_FOR_INTERRUPTS();
+		if (!ConfigReloadPending && !idem_shmem_launcher_woken(false))
+			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 timeout, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
 }

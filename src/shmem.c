@@ -27,13 +27,23 @@
 
 #include "shmem.h"
 
+/*
+ * How a process of ours is woken. Whatever waits inside of its work, for a lock for
+ * example, resets the latch: the flag stays until the process takes it.
+ */
+typedef struct Bell
+{
+	Latch	   *latch;			/* NULL: nobody to be woken */
+	bool		rung;
+} Bell;
+
 typedef struct WorkerPlace
 {
 	uint32		generation;
 	IdemWorkerState state;
 	Oid			database;
 	int			pid;
-	Latch	   *latch;			/* NULL before it has started */
+	Bell		bell;
 	bool		told_to_end;
 	bool		wants_place;	/* had a job and no place for its process */
 } WorkerPlace;
@@ -58,7 +68,7 @@ typedef struct Block
 typedef struct Shared
 {
 	LWLock	   *lock;
-	Latch	   *launcher;
+	Bell		launcher;
 	WorkerPlace workers[IDEM_MAX_WORKERS];
 	JobPlace	jobs[IDEM_MAX_JOB_PROCESSES];
 	Block		blocks[MAX_BLOCKS];
@@ -145,18 +155,50 @@ is_blocked(Oid database)
 	return false;
 }
 
+/* The lock is held. */
 static void
-set_launcher_latch(void)
+ring(Bell *bell)
 {
-	if (shared->launcher)
-		SetLatch(shared->launcher);
+	bell->rung = true;
+	if (bell->latch)
+		SetLatch(bell->latch);
+}
+
+/*
+ * Has somebody rung since this was called last with take? To be taken before the
+ * process looks at what it may have been woken for, and asked before it sleeps.
+ */
+static bool
+has_rung(Bell *bell, bool take)
+{
+	bool		rung;
+
+	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
+	rung = bell->rung;
+	if (take)
+		bell->rung = false;
+	LWLockRelease(shared->lock);
+	return rung;
+}
+
+/* Was the launcher, or a worker, woken? As has_rung(). */
+bool
+idem_shmem_launcher_woken(bool take)
+{
+	return has_rung(&shared->launcher, take);
+}
+
+bool
+idem_shmem_worker_woken(IdemSlot slot, bool take)
+{
+	return has_rung(&shared->workers[slot.index].bell, take);
 }
 
 static void
 detach_launcher(int code, Datum arg)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	shared->launcher = NULL;
+	shared->launcher.latch = NULL;
 	LWLockRelease(shared->lock);
 }
 
@@ -169,7 +211,7 @@ idem_shmem_attach_launcher(void)
 {
 	before_shmem_exit(detach_launcher, (Datum) 0);
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
-	shared->launcher = MyLatch;
+	shared->launcher.latch = MyLatch;
 	for (int i = 0; i < IDEM_MAX_WORKERS; i++)
 	{
 		WorkerPlace *place = &shared->workers[i];
@@ -215,7 +257,8 @@ idem_shmem_reserve_worker(Oid database, IdemSlot *slot)
 		place->state = IDEM_WORKER_STARTING;
 		place->database = database;
 		place->pid = 0;
-		place->latch = NULL;
+		place->bell.latch = NULL;
+		place->bell.rung = false;
 		place->told_to_end = false;
 		place->wants_place = false;
 		slot->generation = ++place->generation;
@@ -305,8 +348,8 @@ announce_free_place(void)
 {
 	for (int i = 0; i < IDEM_MAX_WORKERS; i++)
 	{
-		if (shared->workers[i].wants_place && shared->workers[i].latch)
-			SetLatch(shared->workers[i].latch);
+		if (shared->workers[i].wants_place)
+			ring(&shared->workers[i].bell);
 		shared->workers[i].wants_place = false;
 	}
 }
@@ -325,7 +368,7 @@ detach_worker(int code, Datum arg)
 	if (place->state == IDEM_WORKER_STARTING || place->state == IDEM_WORKER_RUNNING)
 		place->state = place->told_to_end ? IDEM_WORKER_STOPPED : IDEM_WORKER_FAILED;
 	place->pid = 0;
-	place->latch = NULL;
+	place->bell.latch = NULL;
 	for (int i = 0; i < IDEM_MAX_JOB_PROCESSES; i++)
 	{
 		JobPlace   *job = &shared->jobs[i];
@@ -334,7 +377,7 @@ detach_worker(int code, Datum arg)
 			job->used = false;
 	}
 	announce_free_place();
-	set_launcher_latch();
+	ring(&shared->launcher);
 	LWLockRelease(shared->lock);
 }
 
@@ -356,12 +399,12 @@ idem_shmem_attach_worker(IdemSlot slot, Oid *database)
 		if (is_blocked(place->database))
 		{
 			place->state = IDEM_WORKER_STOPPED;
-			set_launcher_latch();
+			ring(&shared->launcher);
 		}
 		else
 		{
 			place->pid = MyProcPid;
-			place->latch = MyLatch;
+			place->bell.latch = MyLatch;
 			*database = place->database;
 			attached = true;
 		}
@@ -378,7 +421,7 @@ idem_shmem_set_worker(IdemSlot slot, IdemWorkerState state)
 {
 	LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 	shared->workers[slot.index].state = state;
-	set_launcher_latch();
+	ring(&shared->launcher);
 	LWLockRelease(shared->lock);
 }
 
@@ -546,7 +589,7 @@ remove_blocks(void)
 			shared->blocks[i].pid = 0;
 		}
 	}
-	set_launcher_latch();
+	ring(&shared->launcher);
 	LWLockRelease(shared->lock);
 	has_blocked = false;
 }
@@ -561,14 +604,13 @@ transaction_ends(XactEvent event, void *arg)
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
 		for (int i = 0; i < IDEM_MAX_WORKERS; i++)
 		{
-			if ((wake & IDEM_WAKE_WORKER) && shared->workers[i].database == MyDatabaseId &&
-				shared->workers[i].latch)
-				SetLatch(shared->workers[i].latch);
+			if ((wake & IDEM_WAKE_WORKER) && shared->workers[i].database == MyDatabaseId)
+				ring(&shared->workers[i].bell);
 		}
 		if (wake & IDEM_WAKE_EXTENSION)
 			note_changed(MyDatabaseId);
 		if (wake & (IDEM_WAKE_EXTENSION | IDEM_WAKE_DATABASES))
-			set_launcher_latch();
+			ring(&shared->launcher);
 		LWLockRelease(shared->lock);
 	}
 	wake = 0;

@@ -71,6 +71,7 @@ typedef struct IdemJobInfo
 extern void idem_shmem_init(void);
 
 extern void idem_shmem_attach_launcher(void);
+extern bool idem_shmem_launcher_woken(bool take);
 extern IdemReservation idem_shmem_reserve_worker(Oid database, IdemSlot *slot);
 extern void idem_shmem_release_worker(IdemSlot slot);
 extern int	idem_shmem_workers(IdemWorkerInfo *workers);
@@ -78,6 +79,7 @@ extern void idem_shmem_terminate_worker(IdemSlot slot);
 extern int	idem_shmem_take_changed(Oid *databases, bool *all);
 
 extern bool idem_shmem_attach_worker(IdemSlot slot, Oid *database);
+extern bool idem_shmem_worker_woken(IdemSlot slot, bool take);
 extern void idem_shmem_set_worker(IdemSlot slot, IdemWorkerState state);
 
 extern bool idem_shmem_reserve_job(Oid database, int limit, IdemSlot *slot);

@@ -63,6 +63,7 @@ typedef struct StartedJob
 	IdemAttempt attempt;		/* first: the list is one of IdemAttempts */
 	IdemSlot	slot;
 	BackgroundWorkerHandle *handle; /* NULL: no process could be started */
+	bool		ended;			/* so is its process, as far as we have seen */
 } StartedJob;
 
 static IdemSlot my_slot;
@@ -140,6 +141,23 @@ refusal(Oid role, int *sqlstate)
 	return reason;
 }
 
+/* Has the process of a job ended, and we have not seen it yet? */
+static bool
+process_has_ended(void)
+{
+	ListCell   *lc;
+	pid_t		pid;
+
+	foreach(lc, started)
+	{
+		StartedJob *job = lfirst(lc);
+
+		if (!job->ended && GetBackgroundWorkerPid(job->handle, &pid) == BGWH_STOPPED)
+			return true;
+	}
+	return false;
+}
+
 /*
  * Look after processes that have ended, and record what they could not. False if
  * that cannot be done for all of them now.
@@ -157,7 +175,9 @@ reap(void)
 	{
 		StartedJob *job = lfirst(lc);
 
-		if (job->handle == NULL || GetBackgroundWorkerPid(job->handle, &pid) == BGWH_STOPPED)
+		if (!job->ended)
+			job->ended = GetBackgroundWorkerPid(job->handle, &pid) == BGWH_STOPPED;
+		if (job->ended)
 			ended = lappend(ended, job);
 	}
 	if (ended == NIL)
@@ -308,10 +328,10 @@ start_process(const IdemAttempt *attempt, IdemSlot slot)
 	job = palloc0(sizeof(StartedJob));
 	job->attempt = *attempt;
 	job->slot = slot;
-	(void) RegisterDynamicBackgroundWorker(&process, &job->handle);
+	job->ended = !RegisterDynamicBackgroundWorker(&process, &job->handle);
 	started = lappend(started, job);
 	MemoryContextSwitchTo(context);
-	return job->handle != NULL;
+	return !job->ended;
 }
 
 /* Say once, not each time, that max_worker_processes is too low. */
@@ -446,6 +466,7 @@ idem_worker_main(Datum arg)
 		long		timeout;
 
 		CHECK_FOR_INTERRUPTS();
+		(void) idem_shmem_worker_woken(my_slot, true);
 		if (ConfigReloadPending)
 		{
 			ConfigReloadPending = false;
@@ -480,7 +501,10 @@ idem_worker_main(Datum arg)
 		pgstat_report_activity(STATE_IDLE,
 							   started == NIL ? "waiting for jobs" :
 							   psprintf("waiting for jobs; running: %d", list_length(started)));
-		if (timeout > 0)
+		/* What has set the latch meanwhile may have been reset: see shmem.c. */
+		CHECK_FOR_INTERRUPTS();
+		if (timeout > 0 && !ConfigReloadPending && !process_has_ended() &&
+			!idem_shmem_worker_woken(my_slot, false))
 			(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 							 timeout, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);

@@ -374,6 +374,28 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
     $session->quit;
 }
 
+# Who waits for a lock is woken by it, and not for what else has happened then: the
+# worker finds that out by itself. (A check for deadlocks that is due only later
+# would wake it once more.)
+{
+    $node->append_conf('postgresql.conf', 'deadlock_timeout = 1ms');
+    $node->reload;
+    my $locker = $node->background_psql('loads', on_error_stop => 0);
+    $locker->query_safe('BEGIN; LOCK TABLE idem_sweep IN ACCESS EXCLUSIVE MODE');
+    $locker->query_safe("SELECT pg_terminate_backend($pid)");
+    wait_for('the next worker waits for a lock', q{
+        SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+                       WHERE NOT granted AND datname = 'loads' AND query = 'maintaining the ledger')});
+    my $job = enqueue('loads', "'staging', 'target', '{id}', 'woken'");
+    $locker->query_safe('COMMIT');
+    is($node->safe_psql('loads', "SELECT status FROM idem_wait($job, '1 min')"),
+        'succeeded', 'the worker has heard of a job while it waited for a lock');
+    $pid = worker('loads');
+    $locker->quit;
+    $node->append_conf('postgresql.conf', 'deadlock_timeout = 1s');
+    $node->reload;
+}
+
 # A process that comes late: its attempt was given up, since the worker that had
 # started it was gone and nobody held the job. What keeps it waiting is that it
 # has to read the settings of its role.
