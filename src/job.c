@@ -5,8 +5,8 @@
  *
  * The process is connected as the role that has enqueued the job: session_user
  * is that role, its settings and those of the database hold, and nothing of the
- * session that has enqueued it does. So RESET ROLE leads nowhere, and triggers
- * that are deferred to the commit run as that role, too. Only our own statements
+ * session that has enqueued it does. So RESET ROLE leads nowhere, and deferred
+ * triggers run as that role, too. Only our own statements
  * on the queue run as its owner.
  *
  * The merge and "succeeded" are committed in one transaction. So there is no
@@ -69,6 +69,12 @@ idem_job_run(const IdemQueue *queue, const IdemAttempt *attempt)
 									 " $17, $18, $19, $20) AS m", queue->schema),
 							InvalidOid, &arguments, false);
 	result = idem_spi_value(0, 1, CurrentMemoryContext, &isnull);
+
+	/*
+	 * What is deferred to the commit runs now: to record the success locks the
+	 * row of the job, and idem_cancel() would have to wait for all that.
+	 */
+	idem_spi_execute_utility("SET CONSTRAINTS ALL IMMEDIATE");
 	if (!idem_queue_succeed(queue, attempt, result))
 		ereport(ERROR,
 				(errcode(ERRCODE_QUERY_CANCELED),

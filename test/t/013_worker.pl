@@ -117,12 +117,13 @@ sub job_status
 # A job that runs and does not end: the session that holds it, and its number.
 sub run_held_job
 {
-    my ($db, $batch) = @_;
+    my ($db, $batch, $target) = @_;
+    $target //= 'held_target';
     my $holder = $node->background_psql($db, on_error_stop => 0);
 
     # Unchanged rows would fire no trigger.
-    $holder->query_safe('DELETE FROM held_target; SELECT pg_advisory_lock(1)');
-    my $job = enqueue($db, "'staging', 'held_target', '{id}', '$batch'");
+    $holder->query_safe("DELETE FROM $target; SELECT pg_advisory_lock(1)");
+    my $job = enqueue($db, "'staging', '$target', '{id}', '$batch'");
     $node->poll_query_until(
         $db, q{
         SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
@@ -332,6 +333,21 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
             'loads', "SELECT status = 'succeeded' AND attempts = 2 FROM idem_jobs WHERE job_id = $job"),
         'and the worker starts the next one at once');
     $session->quit;
+}
+
+# The same in a deferred trigger.
+{
+    $node->safe_psql(
+        'loads', q{
+        CREATE TABLE deferring_target (id int PRIMARY KEY, v text);
+        CREATE CONSTRAINT TRIGGER hold AFTER INSERT ON deferring_target DEFERRABLE INITIALLY DEFERRED
+            FOR EACH ROW EXECUTE FUNCTION hold()});
+    my ($holder, $job) = run_held_job('loads', 'deferred', 'deferring_target');
+    is($node->safe_psql('loads', "SET lock_timeout = '1min'; SELECT idem_cancel($job)"),
+        't', 'a job that is running a deferred trigger is cancelled');
+    is($node->safe_psql('loads', "SELECT status, attempts, sqlstate FROM idem_wait($job)"),
+        'cancelled|1|57014', 'and ends');
+    $holder->quit;
 }
 
 # An idem_cancel() that is not committed keeps neither the worker nor other jobs
