@@ -98,7 +98,11 @@ commit(void)
 	CommitTransactionCommand();
 }
 
-/* The merge, in a transaction; true if it is committed. Else *error is set. */
+/*
+ * The merge, in a transaction; true if it is committed. Else *error is set. It can
+ * be cancelled in here, and nowhere else: what comes before and after would not
+ * record it.
+ */
 static bool
 try_to_run(const IdemAttempt *attempt, MemoryContext context, ErrorData **error)
 {
@@ -110,6 +114,7 @@ try_to_run(const IdemAttempt *attempt, MemoryContext context, ErrorData **error)
 		bool		found;
 
 		begin();
+		RESUME_CANCEL_INTERRUPTS();
 		/* What nobody would do by hand but psql and the like. */
 		if (StatementTimeout > 0)
 			enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
@@ -120,11 +125,13 @@ try_to_run(const IdemAttempt *attempt, MemoryContext context, ErrorData **error)
 		idem_spi_finish();
 		commit();
 		disable_timeout(STATEMENT_TIMEOUT, false);
+		HOLD_CANCEL_INTERRUPTS();
 		done = true;
 	}
 	PG_CATCH();
 	{
 		HOLD_INTERRUPTS();
+		HOLD_CANCEL_INTERRUPTS();
 		disable_all_timeouts(false);
 		QueryCancelPending = false;
 		MemoryContextSwitchTo(context);
@@ -183,6 +190,7 @@ idem_job_main(Datum arg)
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, die);
+	HOLD_CANCEL_INTERRUPTS();
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnectionByOid(job.database, job.role, 0);
 

@@ -335,7 +335,25 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
     $session->quit;
 }
 
-# The same in a deferred trigger.
+# Who cancels twice does not cancel what records the first time, and which waits here
+# for the row of the job.
+{
+    my ($holder, $job) = run_held_job('loads', 'twice');
+    my $session = $node->background_psql('loads', on_error_stop => 0);
+    my $process = $node->safe_psql('postgres',
+        q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'idempotent_ingest job'});
+    $session->query_safe("BEGIN; SELECT idem_cancel($job)");
+    $node->safe_psql('postgres', "SELECT pg_cancel_backend($process)");
+    wait_for('the failure is to be recorded', qq{
+        SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $process AND locktype = 'transactionid' AND NOT granted)});
+    $node->safe_psql('postgres', "SELECT pg_cancel_backend($process)");
+    $session->query_safe('COMMIT');
+    is( $node->safe_psql('loads', "SELECT status, attempts, sqlstate FROM idem_wait($job)"),
+        'cancelled|1|57014', 'a job that is cancelled twice is recorded as such');
+    $_->quit foreach $holder, $session;
+}
+
+# Deferred triggers are interrupted as well.
 {
     $node->safe_psql(
         'loads', q{
