@@ -284,15 +284,21 @@ idem_queue_lock(const IdemQueue *queue, const IdemAttempt *attempt)
 	return DatumGetBool(value(0, 1));
 }
 
-/* Undo idem_queue_take() for an attempt that was not started. */
+/*
+ * Undo idem_queue_take() for an attempt that was not started; it ends if somebody has
+ * cancelled it meanwhile.
+ */
 void
 idem_queue_give_back(const IdemQueue *queue, const IdemAttempt *attempt)
 {
 	IdemSpiArgs args = {0};
 
 	attempt_arguments(&args, attempt);
-	(void) run(queue, psprintf("UPDATE %s.idem_job SET status = 'queued', attempts = attempts - 1"
-							   WHERE_ATTEMPT, queue->schema), &args);
+	if (run(queue, psprintf("UPDATE %s.idem_job SET status = 'queued', attempts = attempts - 1"
+							WHERE_ATTEMPT " RETURNING cancel_requested",
+							queue->schema), &args) > 0 &&
+		DatumGetBool(value(0, 1)))
+		(void) idem_queue_cancel(queue, attempt->job_id);
 }
 
 /*
