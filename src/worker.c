@@ -425,11 +425,15 @@ override_settings(void)
 		{"default_transaction_read_only", "off"},
 		{"idle_in_transaction_session_timeout", "0"},
 		{"lock_timeout", "0"},
-		{"statement_timeout", "0"}
+		{"statement_timeout", "0"},
+		{"transaction_timeout", "0"}	/* not in every major */
 	};
 
 	for (int i = 0; i < lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	{
+		if (GetConfigOption(settings[i][0], true, false) != NULL)
+			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, PGC_S_OVERRIDE);
+	}
 	SetConfigOption("application_name", MyBgworkerEntry->bgw_name, PGC_USERSET, PGC_S_SESSION);
 }
 
