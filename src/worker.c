@@ -481,7 +481,9 @@ idem_worker_main(Datum arg)
 
 		MemoryContextReset(scratch);
 		has_ended = !reap();
-		if (TimestampDifferenceExceeds(last_clean_up, now, idem_guc_naptime * 1000))
+		/* The clock can have been set back. */
+		if (now < last_clean_up ||
+			TimestampDifferenceExceeds(last_clean_up, now, idem_guc_naptime * 1000))
 		{
 			expire();
 			last_clean_up = now;
