@@ -31,7 +31,8 @@
  *
  * With idempotent_ingest.worker off, no worker is sent, and those that run end by
  * themselves. At most MAX_LOOKING workers look at a time, so that a server with
- * many databases does not lose all of max_worker_processes to us.
+ * many databases does not lose all of max_worker_processes to us. One that looks
+ * for longer waits for a lock in its database: others do not wait for that.
  *
  * What workers are there is in shared memory, and outlives the launcher: one that
  * follows another which has failed finds them. A crash of any process ends all of
@@ -78,7 +79,9 @@
 /* How long to wait when PostgreSQL has no place for a process. */
 #define START_RETRY_SECONDS		10
 
+/* How many may look at a time; those that take longer are not counted. */
 #define MAX_LOOKING				2
+#define LOOKING_SECONDS			5
 
 typedef enum Knowledge
 {
@@ -155,7 +158,7 @@ worker_has_ended(Database *database, IdemWorkerState outcome)
 
 /*
  * Take note of the workers that have ended. Returns how many are looking for the
- * extension.
+ * extension, and have been for a short time.
  */
 static int
 look_at_workers(void)
@@ -163,6 +166,7 @@ look_at_workers(void)
 	static IdemWorkerInfo workers[IDEM_MAX_WORKERS];
 	int			count = idem_shmem_workers(workers);
 	int			looking = 0;
+	TimestampTz now = GetCurrentTimestamp();
 
 	for (int i = 0; i < count; i++)
 	{
@@ -178,7 +182,8 @@ look_at_workers(void)
 			if (worker->pid != 0 || database->handle == NULL ||
 				GetBackgroundWorkerPid(database->handle, &pid) != BGWH_STOPPED)
 			{
-				if (worker->state == IDEM_WORKER_STARTING)
+				if (worker->state == IDEM_WORKER_STARTING &&
+					!TimestampDifferenceExceeds(database->started_at, now, LOOKING_SECONDS * 1000))
 					looking++;
 				continue;
 			}
@@ -358,7 +363,11 @@ start_workers(int looking)
 			database->knowledge = UNKNOWN;
 		}
 		if (looking >= MAX_LOOKING)
-			continue;			/* when one of them is done, we are woken */
+		{
+			/* When one of them is done, we are woken. */
+			timeout = Min(timeout, LOOKING_SECONDS * 1000L);
+			continue;
+		}
 		if (start_worker(database))
 		{
 			if (database->knowledge == STARTED)

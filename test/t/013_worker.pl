@@ -629,6 +629,28 @@ sub run_endless_job
     $node->safe_psql('postgres', 'DROP DATABASE dropping');
 }
 
+# Workers that cannot look whether the extension is there, as somebody has locked
+# what they look at, do not keep others from their databases.
+{
+    my @sessions;
+
+    foreach my $db (qw(locked_1 locked_2))
+    {
+        make_database($node, $db, 'public');
+        my $worker = wait_for_worker($db, "a worker for database $db");
+        push @sessions, $node->background_psql($db, on_error_stop => 0);
+        $sessions[-1]->query_safe('BEGIN; LOCK TABLE pg_extension IN ACCESS EXCLUSIVE MODE');
+        $sessions[-1]->query_safe("SELECT pg_terminate_backend($worker)");
+    }
+    wait_for('two workers wait to look', q{
+        SELECT count(*) = 2 FROM pg_locks JOIN pg_stat_activity USING (pid)
+        WHERE NOT granted AND relation = 'pg_extension'::regclass AND backend_type = 'idempotent_ingest worker'});
+    make_database($node, 'open', 'public');
+    wait_for_worker('open', 'another database gets a worker');
+    $_->quit foreach @sessions;
+    $node->safe_psql('postgres', "DROP DATABASE $_") foreach qw(locked_1 locked_2 open);
+}
+
 # A fast shutdown in the middle of a statement; the job is attempted again.
 {
     my $job = run_endless_job('loads');
