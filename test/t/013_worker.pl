@@ -158,6 +158,10 @@ sub run_held_job
     wait_for_worker('db', 'it follows to another schema');
     $node->safe_psql('db', 'DROP SCHEMA loads CASCADE');
     wait_for_no_worker('db', 'DROP SCHEMA ... CASCADE ends the worker');
+    $node->safe_psql('db', 'CREATE ROLE installer SUPERUSER; SET ROLE installer; CREATE EXTENSION idempotent_ingest');
+    wait_for_worker('db', 'it comes for whoever has installed the extension');
+    $node->safe_psql('db', 'DROP OWNED BY installer');
+    wait_for_no_worker('db', 'DROP OWNED ends the worker');
     $node->safe_psql('postgres', 'DROP DATABASE db');
 }
 
@@ -487,6 +491,14 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
     # The session that holds the job would be in the way of the command itself.
     $holder->quit;
     is(job_status('loads', $job), 'succeeded', 'neither has the job');
+}
+
+# A command that fails, as somebody else is in the database.
+{
+    my $session = $node->background_psql('loads', on_error_stop => 0);
+    is(sqlstate($node, 'postgres', 'DROP DATABASE loads'), '55006', 'DROP DATABASE with a session in it');
+    $pid = wait_for_worker('loads', 'the worker is back', $pid);
+    $session->quit;
 }
 
 # A statement that goes on until it is interrupted, as staging.
