@@ -71,8 +71,8 @@ idem_job_run(const IdemQueue *queue, const IdemAttempt *attempt)
 	result = idem_spi_value(0, 1, CurrentMemoryContext, &isnull);
 
 	/*
-	 * What is deferred to the commit runs now: to record the success locks the
-	 * row of the job, and idem_cancel() would have to wait for all that.
+	 * What is deferred to the commit runs now: to record the success locks
+	 * the row of the job, and idem_cancel() would have to wait for all that.
 	 */
 	idem_spi_execute_utility("SET CONSTRAINTS ALL IMMEDIATE");
 	if (!idem_queue_succeed(queue, attempt, result))

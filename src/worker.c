@@ -370,7 +370,8 @@ start_jobs(void)
 
 	/*
 	 * The attempts are committed before any of them starts. The places are
-	 * those of all databases: they are not held while we wait for the extension.
+	 * those of all databases: they are not held while we wait for the
+	 * extension.
 	 */
 	begin(&queue, "taking jobs");
 	while (nslots < TAKE_AT_ONCE &&
