@@ -66,11 +66,15 @@ idem_ledger_open(Oid function)
 const IdemLedger *
 idem_ledger_open_in(Oid namespace_oid)
 {
-	Oid			relid = idem_security_own_table("idem_ledger", namespace_oid);
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
+	Oid			relid = get_relname_relid("idem_ledger", namespace_oid);
+	HeapTuple	tuple;
 	const char *schema;
 	char	   *earlier;
 
+	/* To find out about each table once will do: it costs two scans. */
+	if (relid != current.relid)
+		relid = idem_security_own_table("idem_ledger", namespace_oid);
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(relid));
 	if (!HeapTupleIsValid(tuple))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
