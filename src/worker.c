@@ -63,7 +63,7 @@ typedef struct StartedJob
 	IdemAttempt attempt;		/* first: the list is one of IdemAttempts */
 	IdemSlot	slot;
 	BackgroundWorkerHandle *handle; /* NULL: no process could be started */
-	bool		ended;			/* so is its process, as far as we have seen */
+	bool		ended;			/* the process has, or was not started */
 } StartedJob;
 
 static IdemSlot my_slot;
