@@ -628,7 +628,7 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1
 
 COMMENT ON FUNCTION @extschema@.idem_enqueue(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb, text, timestamptz, integer, integer) IS
 $comment$Has a merge run later, in a process that is connected as the current role, and returns the number of the job. Checks now what idem_merge() would check; rights are checked again when the job is run.
-staging to target_predicate: the arguments of idem_merge(). Staging must not be a temporary table, and must stay as it is until the job has ended.
+staging to target_predicate: the arguments of idem_merge(). Staging must not be a temporary or unlogged table, and must stay as it is until the job has ended.
 run_at: not before that; default now.
 max_attempts: attempts that may fail before the job has failed, 1 to 1000; default 5. Only errors that may pass are attempted again.
 priority: of the jobs that are due, those of higher priority are run first; default 0.

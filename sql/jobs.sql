@@ -146,6 +146,11 @@ CALL idem_run_jobs(-1);
 \set VERBOSITY default
 CREATE TEMP TABLE temp_staging (LIKE staging);
 SELECT idem_enqueue('temp_staging', 'target');
+CREATE UNLOGGED TABLE unlogged_staging (LIKE staging);
+SELECT idem_enqueue('unlogged_staging', 'target');
+CREATE TABLE parted_staging (LIKE staging) PARTITION BY LIST (id);
+CREATE UNLOGGED TABLE unlogged_part PARTITION OF parted_staging DEFAULT;
+SELECT idem_enqueue('parted_staging', 'target');
 SELECT idem_enqueue(0, 'target');
 BEGIN;
 CALL idem_run_jobs();

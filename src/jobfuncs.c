@@ -11,6 +11,7 @@
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -68,6 +69,37 @@ require_login(Oid role)
 				 errhint("Enqueue it as a role with LOGIN, after RESET ROLE for example.")));
 }
 
+/*
+ * The job must find the rows: in another process, and after a crash too, which
+ * it survives. Otherwise the batch would be recorded as one of no rows.
+ */
+static void
+require_durable(Oid staging)
+{
+	List	   *members = find_all_inheritors(staging, AccessShareLock, NULL);
+	ListCell   *lc;
+
+	foreach(lc, members)
+	{
+		char	   *name = get_rel_name(lfirst_oid(lc));
+		char		persistence = get_rel_persistence(lfirst_oid(lc));
+
+		if (persistence == RELPERSISTENCE_TEMP)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot enqueue a merge of temporary relation \"%s\"", name),
+					 errdetail("Another process will run it, which cannot read temporary relations of this session."),
+					 errhint("Load the rows into a permanent table.")));
+		if (persistence == RELPERSISTENCE_UNLOGGED)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot enqueue a merge of unlogged table \"%s\"", name),
+					 errdetail("A crash would empty it, and the job would be run all the same."),
+					 errhint("Load the rows into a permanent table that is logged.")));
+	}
+	list_free(members);
+}
+
 Datum
 idem_enqueue(PG_FUNCTION_ARGS)
 {
@@ -93,13 +125,7 @@ idem_enqueue(PG_FUNCTION_ARGS)
 
 	/* All that can be checked now. */
 	idem_merge_explain(idem_ledger_open(fcinfo->flinfo->fn_oid), &request, &explanation);
-	if (get_rel_persistence(request.staging) == RELPERSISTENCE_TEMP)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("cannot enqueue a merge of temporary relation \"%s\"",
-						get_rel_name(request.staging)),
-				 errdetail("Another process will run it, which cannot read temporary relations of this session."),
-				 errhint("Load the rows into a permanent or unlogged table.")));
+	require_durable(request.staging);
 
 	open_queue(fcinfo, &queue);
 	for (int i = 0; i < IDEM_MERGE_ARGUMENTS; i++)
