@@ -346,6 +346,10 @@ CREATE UNIQUE INDEX keys_wider ON keys (a, b);
 CREATE UNIQUE INDEX keys_expression ON keys (abs(c));
 CREATE INDEX keys_hash ON keys USING hash (a);
 SELECT try_merge($$'keys_s', 'keys', '{a}'$$);
+-- an index that has a column twice
+CREATE UNIQUE INDEX keys_twice ON keys (d, d text_pattern_ops);
+SELECT try_merge($$'keys_s', 'keys', '{d,e}'$$);
+DROP INDEX keys_twice;
 -- an index that was not finished
 INSERT INTO keys (a, b, c) VALUES (1, -1, 1), (1, -2, 2);
 CREATE UNIQUE INDEX CONCURRENTLY keys_invalid ON keys (a);

@@ -37,11 +37,15 @@ match_key(Relation index, List *attnums)
 {
 	int			nkeys = IndexRelationGetNumberOfKeyAttributes(index);
 	int			common = 0;
+	Bitmapset  *in_columns = NULL;
 	Bitmapset  *in_expressions = NULL;
 	ListCell   *lc;
 
+	/* An index can have a column twice. */
 	for (int i = 0; i < nkeys; i++)
-		common += list_member_int(attnums, index->rd_index->indkey.values[i]);
+		in_columns = bms_add_member(in_columns, index->rd_index->indkey.values[i]);
+	foreach(lc, attnums)
+		common += bms_is_member(lfirst_int(lc), in_columns);
 	if (common == nkeys && common == list_length(attnums))
 		return KEY_EQUAL;
 	pull_varattnos((Node *) RelationGetIndexExpressions(index), 1, &in_expressions);
