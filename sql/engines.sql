@@ -372,6 +372,15 @@ INSERT INTO nnd_s VALUES (NULL, 'a', 'new'), (1, NULL, 'same'), (NULL, NULL, 'no
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b' $$);
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b' $$, $$ INSERT INTO nnd_s VALUES (NULL, NULL, 'two') $$);
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b', mode => 'update' $$);
+-- A domain over a type whose operators are those of any enum.
+CREATE TYPE feeling AS ENUM ('sad', 'ok', 'glad');
+CREATE DOMAIN honest AS feeling CHECK (VALUE <> 'sad');
+CREATE TABLE feelings (k honest PRIMARY KEY, v int);
+CREATE TABLE feelings_s (k honest, v int);
+INSERT INTO feelings VALUES ('ok', 1);
+INSERT INTO feelings_s VALUES ('glad', 2), ('ok', 2);
+SELECT by_both($$ 'feelings_s', 'feelings', '{k}', 'b' $$);
+SELECT by_both($$ 'feelings_s', 'feelings', '{k}', 'b', mode => 'update' $$);
 -- Stored rows without a key are nobody's; a key that is the number zero is another one.
 CREATE TABLE nd (k int UNIQUE, v text);
 CREATE TABLE nd_s AS SELECT i AS k, 'new ' || i AS v FROM generate_series(0, 9) AS i;

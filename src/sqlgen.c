@@ -212,10 +212,12 @@ key_value(const Generator *gen, const char *alias, const IdemKeyColumn *key)
 {
 	const IdemColumn *column = &gen->info->columns[key->column];
 	char	   *value = psprintf("%s.%s", alias, quote_identifier(column->name));
+	Oid			type = key->opcintype;
 
-	if (key->opcintype != column->type && key->opcintype != RECORDOID &&
-		!IsPolymorphicType(key->opcintype))
-		value = psprintf("(%s)::%s", value, type_name(key->opcintype));
+	if (type == RECORDOID || IsPolymorphicType(type))
+		type = getBaseType(column->type);
+	if (type != column->type)
+		value = psprintf("(%s)::%s", value, type_name(type));
 	if (OidIsValid(key->collation) &&
 		(key->collation != column->staged_collation || key->collation != column->collation))
 		value = psprintf("%s COLLATE %s", value, collation_name(key->collation));
