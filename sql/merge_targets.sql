@@ -174,6 +174,19 @@ ALTER TABLE rekey ENABLE TRIGGER rekey;
 INSERT INTO rekey_s VALUES ('E', '2');
 SELECT summary FROM idem_merge('rekey_s', 'rekey', '{k}', '5');
 TABLE rekey ORDER BY k;
+-- The same, and one that keeps rows out, where only a partition has the trigger.
+CREATE TABLE rekeyed (k text COLLATE "C" PRIMARY KEY, v text, kept text NOT NULL DEFAULT 'none') PARTITION BY RANGE (k);
+CREATE TABLE rekeyed_1 PARTITION OF rekeyed DEFAULT;
+INSERT INTO rekeyed VALUES ('E', '1', 'kept');
+CREATE TRIGGER rekey BEFORE INSERT ON rekeyed_1 FOR EACH ROW EXECUTE FUNCTION rekey();
+SELECT summary FROM idem_merge('rekey_s', 'rekeyed', '{k}', '1');
+TABLE rekeyed ORDER BY k;
+CREATE TABLE only_key (k int PRIMARY KEY) PARTITION BY RANGE (k);
+CREATE TABLE only_key_1 PARTITION OF only_key DEFAULT;
+CREATE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER keep_out BEFORE INSERT ON only_key_1 FOR EACH ROW EXECUTE FUNCTION keep_out();
+CREATE TABLE only_key_s AS SELECT 1 AS k;
+SELECT summary FROM idem_merge('only_key_s', 'only_key', '{k}', '1');
 -- Triggers that merge into other tables, each within the merge of the outer one.
 CREATE TABLE outer_t (k int PRIMARY KEY, v text);
 CREATE TABLE outer_s (k int, v text);

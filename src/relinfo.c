@@ -16,6 +16,7 @@
 #include "access/relation.h"
 #include "access/table.h"
 #include "catalog/heap.h"
+#include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
@@ -573,6 +574,27 @@ classify_turn(IdemMergeInfo *info)
 }
 
 /*
+ * Has the target, or a partition for itself, BEFORE ROW triggers? The caller has
+ * locked it with its parts.
+ */
+static bool
+has_row_triggers(Oid target)
+{
+	bool		found = false;
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(target, AccessShareLock, NULL))
+	{
+		Relation	rel = relation_open(lfirst_oid(lc), NoLock);
+
+		found |= rel->trigdesc &&
+			(rel->trigdesc->trig_insert_before_row || rel->trigdesc->trig_update_before_row);
+		relation_close(rel, NoLock);
+	}
+	return found;
+}
+
+/*
  * Work out what a merge means. The caller holds locks on both relations, and an
  * SPI connection. The result lives in the current memory context and is good
  * for as long as the locks are held.
@@ -609,8 +631,7 @@ idem_relinfo_resolve(const IdemRequest *request)
 	use_column_lists(info, staging, target);
 	if (request->mode == IDEM_MODE_UPSERT)
 		find_lacking_columns(info, target);
-	info->has_row_triggers = target->trigdesc &&
-		(target->trigdesc->trig_insert_before_row || target->trigdesc->trig_update_before_row);
+	info->has_row_triggers = has_row_triggers(info->target);
 	if (request->target_predicate)
 		info->target_predicate = idem_predicate_write(target, request->target_predicate,
 													  IDEM_EXPECTED_ALIAS);
