@@ -21,12 +21,14 @@
 {#
   The strategy microbatch, for projects that have this package in the search
   order of dispatch. The interval is the batch: dbt runs one again for late rows
-  (lookback), and then it has other content.
+  (lookback), and then it has other content; or because the table was changed or
+  got a column, and then the ledger knows all of its content.
 #}
 {% macro postgres__get_incremental_microbatch_sql(arg_dict) %}
   {{ return(idempotent_ingest.merge_sql(arg_dict, {
       'batch_id': model.batch.event_time_start.isoformat() ~ '/' ~ model.batch.event_time_end.isoformat(),
-      'on_mismatch': 'apply'
+      'on_mismatch': 'apply',
+      'on_replay': 'reapply'
   })) }}
 {% endmacro %}
 
