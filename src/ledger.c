@@ -364,7 +364,9 @@ idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key,
 
 /*
  * Turn the row of a batch into that of its next revision, and keep what it was
- * in idem_audit. action is what idem_audit calls it.
+ * in idem_audit. action is what idem_audit calls it. The same content once more
+ * adds no fingerprint: it may come every few minutes for years. idem_audit gets no
+ * earlier ones, which stay in the row.
  */
 void
 idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char *action,
@@ -377,14 +379,16 @@ idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char
 	idem_spi_arg_text(&args, action);
 	(void) run_once(ledger,
 					psprintf("INSERT INTO %s.idem_audit (role, action, entry)"
-							 " SELECT $5::name, $6, to_jsonb(l) FROM %s.idem_ledger l" WHERE_KEY,
+							 " SELECT $5::name, $6, to_jsonb(l) - 'earlier_fingerprints'"
+							 " FROM %s.idem_ledger l" WHERE_KEY,
 							 ledger->schema, ledger->schema), &args);
 	args.count = 4;
 	record_arguments(&args, record);
 	if (run_once(ledger,
 				 psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
-						  " earlier_fingerprints = CASE WHEN options IS NOT NULL"
-						  " THEN earlier_fingerprints || fingerprint END,"
+						  " earlier_fingerprints = CASE WHEN options IS NULL THEN NULL"
+						  " WHEN fingerprint = $9 THEN earlier_fingerprints"
+						  " ELSE earlier_fingerprints || fingerprint END,"
 						  " (" RECORDED ") = ROW(" RECORDED_VALUES "),"
 						  " metadata = COALESCE($23, metadata),"
 						  " xid = pg_current_xact_id()" WHERE_KEY,
