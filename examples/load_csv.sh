@@ -6,9 +6,10 @@
 #
 # A file is a batch, and its name is the batch id. So the script can be killed, and run
 # again over the same files, at any time and by anybody: what is in the table already is
-# replayed, and only the rest is loaded. Other content under a known name is refused. The
-# order of the files does not matter, as the greatest updated_at of each order wins. Where
-# to connect to is taken from PGHOST, PGDATABASE and the like.
+# replayed, and only the rest is loaded. Other content under a known name is refused, until
+# the batch expires, after 90 days by default. The order of the files does not matter, as the
+# greatest updated_at of each order wins. Where to connect to is taken from PGHOST, PGDATABASE
+# and the like.
 set -eu
 
 attempts=10
