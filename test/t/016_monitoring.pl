@@ -74,6 +74,12 @@ for my $preload ('idempotent_ingest', '')
     {
         my $rows = decode_json($node->safe_psql('app',
             "SET ROLE exporter; SELECT coalesce(json_agg(q), '[]') FROM ($query{$q}) AS q"));
+        # Counters are of memory: those of the ledger would fall when batches expire.
+        if (!$preload && grep { $_ eq 'COUNTER' } values %{ $column{$q} })
+        {
+            is(scalar @$rows, 0, "$q: has no rows without the library preloaded");
+            next;
+        }
         cmp_ok(scalar @$rows, '>', 0, "$q: has rows");
         my $sound = 1;
         for my $row (@$rows)
@@ -92,7 +98,7 @@ for my $preload ('idempotent_ingest', '')
     }
     my $replayed = $node->safe_psql('app',
         "SET ROLE exporter; SELECT total FROM ($query{idem_merges}) AS q WHERE outcome = 'replayed'");
-    is($replayed, $preload ? '1' : '0', 'replays are counted if the library is preloaded');
+    is($replayed, $preload ? '1' : '', 'replays are counted if the library is preloaded');
     $holder->query_safe('COMMIT');
     finish($merger);
     $holder->quit;
