@@ -3,7 +3,10 @@
     pip install apache-airflow apache-airflow-providers-postgres
     psql -f tables.sql
     cp airflow_dag.py $AIRFLOW_HOME/dags/
-    airflow connections add warehouse --conn-uri postgresql://...
+    export AIRFLOW_CONN_WAREHOUSE=postgresql://...
+
+The connection is in the environment of the workers, or in a secrets backend: as an argument
+of a command, its password would be in the list of processes.
 
 A mapped task is a batch. Its id is made of what is loaded: DAG, task, map index and data
 interval; never of the try number or the run id, which say how often it was attempted. So a
@@ -44,7 +47,7 @@ def load_orders():
 
         with (
             PostgresHook(postgres_conn_id="warehouse").get_conn() as conn,  # one transaction; commits at the end, and closes
-            (EXPORTS / f"{start:%Y-%m-%d}" / f"{shop}.csv").open() as file,
+            (EXPORTS / f"{start:%Y-%m-%d}" / f"{shop}.csv").open("rb") as file,
         ):
             conn.execute("CREATE TEMP TABLE incoming (LIKE orders) ON COMMIT DROP")
             with conn.cursor().copy("COPY incoming FROM STDIN (FORMAT csv, HEADER match)") as copy:
