@@ -76,6 +76,7 @@ pg_major()
     fi
     for dir in /usr/lib/postgresql/[1-9][0-9]; do
         major=${dir##*/}
+        [ "$major" -ge 15 ] || continue
         if have_package "postgresql-$major" && have_package "postgresql-server-dev-$major"; then
             found=$major
         fi

@@ -39,7 +39,15 @@ of_major()
     [ "$1" -ge 19 ] || echo "postgresql-$1-cron"
 }
 
+# The distribution's own may be too old, that of Ubuntu 22.04 for instance.
+require_supported()
+{
+    [ "$1" -ge 15 ] ||
+        die "setup: PostgreSQL 15 or later is needed, not $1: Debian 12, Ubuntu 24.04 or later have it"
+}
+
 major=$(pg_major) || major=
+[ -z "$major" ] || require_supported "$major"
 packages="make gcc libc6-dev libxxhash-dev libipc-run-perl postgresql-common $*"
 needed="$packages ${major:+$(of_major "$major")}"
 # shellcheck disable=SC2086
@@ -57,6 +65,7 @@ trap 'rm -f "$log"' EXIT
 echo "setup: updating the package lists"
 as_root apt-get update -qq </dev/null >"$log" 2>&1 || cat "$log" >&2
 major=$(pg_major) || die "setup: this distribution has no package named postgresql; set PG_MAJOR"
+require_supported "$major"
 
 # A server that is installed for the tests shall not leave a cluster running:
 # the setting holds for this installation only.
