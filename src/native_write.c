@@ -71,15 +71,11 @@ struct IdemWriter
 	int64		written;		/* for pg_stat_progress_copy */
 };
 
-/*
- * Find the columns that staging does not give, and what they get in new rows.
- * Only once there is one, for defaults can ask for rights.
- */
+/* Find the columns that staging does not give, and what they get in new rows. */
 static void
 prepare_defaults(IdemWriter *writer)
 {
 	TupleDesc	tupdesc = RelationGetDescr(writer->target);
-	MemoryContext old_context = MemoryContextSwitchTo(writer->estate->es_query_cxt);
 
 	writer->missing = palloc(sizeof(AttrNumber) * tupdesc->natts);
 	writer->defaults = palloc0(sizeof(ExprState *) * tupdesc->natts);
@@ -96,7 +92,6 @@ prepare_defaults(IdemWriter *writer)
 			writer->defaults[writer->nmissing] = ExecPrepareExpr(expression, writer->estate);
 		writer->missing[writer->nmissing++] = att->attnum;
 	}
-	MemoryContextSwitchTo(old_context);
 }
 
 /*
@@ -215,6 +210,8 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 	writer->bulk = GetBulkInsertState();
 	writer->old_slot = table_slot_create(target, NULL);
 	writer->new_slot = table_slot_create(target, NULL);
+	if (writer->inserts)
+		prepare_defaults(writer);
 
 	AfterTriggerBeginQuery();
 	if (target->trigdesc)
@@ -362,8 +359,6 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 	MemoryContext old_context;
 	int			natts = RelationGetDescr(writer->target)->natts;
 
-	if (writer->missing == NULL)
-		prepare_defaults(writer);
 	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
 	memset(slot->tts_values, 0, sizeof(Datum) * natts);
 	memset(slot->tts_isnull, true, sizeof(bool) * natts);
