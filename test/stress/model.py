@@ -88,7 +88,8 @@ class Refused(Exception):
 @dataclass
 class State:
     """Of the database. rows: by key, values by column; keyless: those that have none. Two facts can be unknown (None): whether the target has any
-    blocks, and whether the transaction has deleted from it."""
+    blocks, and how many rows the transaction has deleted from it; excused has how many these were when a batch was
+    recorded in the same transaction."""
 
     columns: tuple
     rows: dict = field(default_factory=dict)
@@ -97,7 +98,9 @@ class State:
     audit: Counter = field(default_factory=Counter)
     log: Counter = field(default_factory=Counter)
     blocks: bool = False
-    deleted: bool = False
+    deleted: int = 0
+    truncated: bool = False
+    excused: dict = field(default_factory=dict)
 
     def copy(self):
         return replace(
@@ -107,6 +110,7 @@ class State:
             ledger=dict(self.ledger),
             audit=Counter(self.audit),
             log=Counter(self.log),
+            excused=dict(self.excused),
         )
 
 
@@ -132,7 +136,7 @@ class Model:
     def release(self):
         self.saved.pop()
         if not self.saved:
-            self.state.deleted = False
+            self.state.deleted, self.state.truncated, self.state.excused = 0, False, {}
 
     def roll_back(self):
         before, after = self.saved.pop(), self.state
@@ -148,14 +152,14 @@ class Model:
         return tuple(column.kind.rank[values[column.name]] for column in self.keys)
 
     def delete(self, key):
-        if self.state.rows.pop(key, None) is not None and self.saved:
-            self.state.deleted = True
+        if self.state.rows.pop(key, None) is not None and self.saved and self.state.deleted is not None:
+            self.state.deleted += 1
 
     def truncate(self):
         self.state.rows.clear()
         self.state.keyless.clear()
         self.state.blocks = False
-        self.state.deleted = bool(self.saved)
+        self.state.truncated = bool(self.saved)
 
     def update(self, key, column, value):
         if key in self.state.rows:
@@ -168,7 +172,7 @@ class Model:
         row = self.state.rows.pop(key)
         self.write("UPDATE", self.key_of(values), {**row, **values})
         # "an UPDATE that moves a row to another partition counts as a deletion"
-        if self.feature == "partitioned" and self.saved and not self.state.deleted:
+        if self.feature == "partitioned" and self.saved:
             self.state.deleted = None
 
     def insert_keyless(self, values):
@@ -194,7 +198,7 @@ class Model:
     def claim(self, batch, pipeline, fingerprint):
         entry = self.state.ledger.get((pipeline, batch))
         if entry is None:
-            self.state.ledger[pipeline, batch] = Entry("claim", 1, fingerprint)
+            self.record((pipeline, batch), Entry("claim", 1, fingerprint))
             return [Outcome(status=True)]
         # "II001 if the batch was claimed with another fingerprint, or was recorded by idem_merge"
         if (
@@ -203,7 +207,7 @@ class Model:
             and fingerprint != entry.fingerprint
         ):
             return [refused("II001")]
-        return self.unless_deleted(Outcome(status=False))
+        return self.unless_deleted((pipeline, batch), Outcome(status=False))
 
     def forget(self, batch, pipeline):
         gone = [known for known in self.state.ledger if batch in (None, known[1]) and pipeline in (None, known[0])]
@@ -212,10 +216,17 @@ class Model:
             self.state.audit["forget", *known] += 1
         return [Outcome(status=len(gone))]
 
-    def unless_deleted(self, outcome):
+    def record(self, known, entry):
+        self.state.ledger[known] = entry
+        self.state.excused[known] = self.state.deleted
+
+    def unless_deleted(self, known, outcome):
+        """ "Of a batch that the transaction has recorded itself, only later deletions count"; not so of TRUNCATE."""
+        if self.state.truncated:
+            return [refused("II004")]
         if self.state.deleted is None:
             return [outcome, refused("II004")]
-        return [refused("II004") if self.state.deleted else outcome]
+        return [refused("II004") if self.state.deleted > self.state.excused.get(known, 0) else outcome]
 
     # idem_merge
 
@@ -257,7 +268,7 @@ class Model:
             self.state.audit[action, call.pipeline, batch] += 1
         counts = self.apply(call, merged, extra)
         revision = entry.revision + 1 if entry else 1
-        self.state.ledger[call.pipeline, batch] = Entry("merge", revision, fingerprint, counts, call.options)
+        self.record((call.pipeline, batch), Entry("merge", revision, fingerprint, counts, call.options))
         return [Outcome(frozenset(), "reapplied" if entry else "applied", batch, revision, counts, fingerprint)]
 
     def action(self, call, entry):
@@ -294,7 +305,7 @@ class Model:
                 return [refused("II004")]
             if self.state.blocks is None:
                 return [outcome, refused("II004")]
-        return self.unless_deleted(outcome)
+        return self.unless_deleted((call.pipeline, batch), outcome)
 
     def fingerprint(self, call, columns):
         """ "the set of distinct rows [...] as staged": what the hash is made of"""
