@@ -560,10 +560,13 @@ class Grid:
 
     @staticmethod
     def refused_later(plain, merge, stored, readable):
-        """A statement is refused at its start for a function that it may not call for any row, and for row_security.
-        A merge that has no row for them may go through; it must have written nothing then.
+        """A statement is refused at its start for a function that it may not call for any row, for row_security, and
+        for a table that a policy reads. A merge that has no row for them may go through; it must have written nothing
+        then.
         """
-        late = "for function" in plain.message or readable == [] and "would be affected by" in plain.message
+        late = "for function" in plain.message
+        if readable == []:
+            late |= "would be affected by" in plain.message or "for table allowed" in plain.message
         return late and (merge.rows == stored or merge.sqlstate[:2] not in ("00", "XX"))
 
     def compare_looks(self, attempt, plain, visible, rows):
