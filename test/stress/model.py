@@ -87,9 +87,9 @@ class Refused(Exception):
 
 @dataclass
 class State:
-    """Of the database. rows: by key, values by column; keyless: those that have none. Two facts can be unknown (None): whether the target has any
-    blocks, and how many rows the transaction has deleted from it; excused has how many these were when a batch was
-    recorded in the same transaction."""
+    """Of the database. rows: by key, values by column; keyless: those that have none. Two facts can be unknown (None):
+    whether the target has any blocks, and how many rows the transaction has deleted from it; excused has how many these
+    were when a batch was recorded in the same transaction."""
 
     columns: tuple
     rows: dict = field(default_factory=dict)
