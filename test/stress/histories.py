@@ -490,8 +490,9 @@ class Player:
             self.check_merge(target, call, expected, answer)
             answers.append(answer if isinstance(answer, str) else answer[0])
         # "The results are the same, down to the errors", but "of several faults [...] it can be another one that is
-        # reported with exclusive".
-        if len(set(answers)) > 1 and not self.exclusive:
+        # reported with exclusive". The blocks that a failed call leaves behind are those that its engine had come to.
+        lost = self.model.state.blocks is None and "II004" in answers
+        if len(set(answers)) > 1 and not self.exclusive and not lost:
             self.fail(f"the answers are {answers}")
         self.compare()
 
