@@ -188,6 +188,22 @@ ALTER TABLE idem_job RENAME TO no_job;
 SELECT idem_enqueue('s', 't');
 \echo :LAST_ERROR_SQLSTATE
 ROLLBACK;
+BEGIN;
+ALTER TABLE idem_ledger RENAME application_name TO program;
+SAVEPOINT s;
+SELECT status FROM idem_merge('s', 't');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK TO s;
+ALTER TABLE idem_ledger ADD application_name varchar;
+SELECT idem_claim('altered', 't');
+ROLLBACK;
+-- one column more, another one less, as after another history, are no harm
+BEGIN;
+ALTER TABLE idem_ledger ADD gone text DEFAULT 'gone', ADD note text DEFAULT upper('noted');
+ALTER TABLE idem_ledger DROP gone;
+SELECT idem_claim('altered', 't');
+SELECT batch_id, note, revision, metadata FROM idem_ledger WHERE batch_id = 'altered';
+ROLLBACK;
 -- what cannot be recorded is not merged
 BEGIN;
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';

@@ -384,6 +384,40 @@ SELECT run_as('idem_p_owner', 'SELECT summary FROM public.idem_merge(''privilege
 -- nothing of all that was kept
 SELECT * FROM tenants ORDER BY k;
 
+-- triggers of the ledger are its owner's affair, whoever merges: each kind once, and
+-- what they read and write is nothing that the caller could
+CREATE TABLE heard (n serial, of_owner boolean, path text, what text, batches text);
+CREATE FUNCTION hear(batches text, what text) RETURNS void LANGUAGE sql
+AS $$ INSERT INTO privileges.heard (of_owner, path, what, batches)
+      SELECT current_user = pg_get_userbyid(relowner), current_setting('search_path'), what, batches
+      FROM pg_class WHERE oid = 'public.idem_ledger'::regclass $$;
+CREATE FUNCTION hear() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM privileges.hear(CASE TG_LEVEL WHEN 'ROW' THEN NEW.batch_id END, TG_WHEN || ' ' || TG_LEVEL);
+    RETURN NEW;
+END $$;
+CREATE FUNCTION hear_all() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM privileges.hear((SELECT string_agg(batch_id, ',') FROM inserted), TG_WHEN || ' ' || TG_LEVEL);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER bs BEFORE INSERT ON public.idem_ledger EXECUTE FUNCTION hear();
+CREATE TRIGGER br BEFORE INSERT ON public.idem_ledger FOR EACH ROW EXECUTE FUNCTION hear();
+CREATE TRIGGER ar AFTER INSERT ON public.idem_ledger FOR EACH ROW EXECUTE FUNCTION hear();
+CREATE TRIGGER als AFTER INSERT ON public.idem_ledger REFERENCING NEW TABLE AS inserted
+    FOR EACH STATEMENT EXECUTE FUNCTION hear_all();
+BEGIN;
+SET LOCAL ROLE idem_p_full;
+SELECT summary, current_setting('search_path') FROM idem_merge('s', 't', batch_id => 'heard');
+SELECT current_user;
+RESET ROLE;
+SELECT of_owner, path, what, batches FROM heard ORDER BY n;
+ROLLBACK;
+DROP TRIGGER bs ON public.idem_ledger;
+DROP TRIGGER br ON public.idem_ledger;
+DROP TRIGGER ar ON public.idem_ledger;
+DROP TRIGGER als ON public.idem_ledger;
+
 \pset format aligned
 SET client_min_messages = warning;
 DROP SCHEMA privileges CASCADE;

@@ -28,11 +28,14 @@
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "miscadmin.h"
+#include "rewrite/rewriteHandler.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
+#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -40,10 +43,12 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
+#include "utils/xid8.h"
 
 #include "compat.h"
 #include "idempotent_ingest.h"
 #include "ledger.h"
+#include "resultrel.h"
 #include "security.h"
 #include "spi_util.h"
 
@@ -94,6 +99,16 @@ idem_ledger_open_in(Oid namespace_oid)
 	current.owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
 	return &current;
+}
+
+/* The ledger is not as the extension's script made it. */
+static void
+report_altered(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_TABLE_DEFINITION),
+			 errmsg("the ledger of extension \"idempotent_ingest\" has other columns than it should"),
+			 errhint("Undo what was done to the table \"idem_ledger\".")));
 }
 
 /* $1 to $4 of every statement on one batch. */
@@ -313,22 +328,55 @@ idem_ledger_begin_record(IdemLedgerRecord *record, const char *options, Datum me
 	record->metadata_null = metadata_null;
 }
 
-/* $5 and on: what a row gets, by whatever statement. */
-#define RECORDED "role, application_name, turn, options, fingerprint, fingerprint_version," \
-	" fingerprint_columns, engine, applied_at, elapsed, " ROW_COUNTS
-#define RECORDED_VALUES "$5::name, $6, $7, $8::jsonb, $9, $10, $11, $12, $13, $14," \
-	" $15, $16, $17, $18, $19, $20, $21, $22"
+/* In the order in which idem_ledger_insert() gives its values. */
+static const char *const inserted_columns[] = {
+	"target", "pipeline", "batch_id", "claimed_by",
+	/* What another revision gets as well. */
+	"role", "application_name", "turn", "options", "fingerprint", "fingerprint_version",
+	"fingerprint_columns", "engine", "applied_at", "elapsed",
+	"rows_staged", "rows_duplicate", "rows_inserted", "rows_updated",
+	"rows_deleted", "rows_unchanged", "rows_stale", "rows_skipped", "metadata",
+	"target_type", "operation", "revision", "xid"
+};
 
+/* Options as jsonb. Those of the next batch are most often the same. */
+static Datum
+options_to_jsonb(const char *options)
+{
+	static char *last_options = NULL;
+	static Jsonb *last = NULL;
+
+	if (last == NULL || strcmp(options, last_options) != 0)
+	{
+		Datum		value = DirectFunctionCall1(jsonb_in, CStringGetDatum(options));
+		MemoryContext old_context = MemoryContextSwitchTo(TopMemoryContext);
+		char	   *copy = pstrdup(options);
+		Jsonb	   *jsonb = DatumGetJsonbPCopy(value);
+
+		MemoryContextSwitchTo(old_context);
+		if (last)
+		{
+			pfree(last_options);
+			pfree(last);
+		}
+		last_options = copy;
+		last = jsonb;
+	}
+	return JsonbPGetDatum(last);
+}
+
+/* What a row gets beside its key, by whatever statement: $5 and on. */
 static void
 record_arguments(IdemSpiArgs *args, const IdemLedgerRecord *record)
 {
 	bool		is_merge = record->is_merge;
 
-	idem_spi_arg_text(args, record->role);
+	idem_spi_arg(args, NAMEOID,
+				 DirectFunctionCall1(namein, CStringGetDatum(record->role)), false);
 	idem_spi_arg_text(args, record->application_name);
 	idem_spi_arg(args, INT4OID, Int32GetDatum(record->turn_class ? *record->turn_class : 0),
 				 record->turn_class == NULL);
-	idem_spi_arg_text(args, record->options);
+	idem_spi_arg(args, JSONBOID, options_to_jsonb(record->options), false);
 	idem_spi_arg_text(args, record->fingerprint);
 	idem_spi_arg(args, INT2OID, Int16GetDatum(IDEM_FINGERPRINT_VERSION), !is_merge);
 	idem_spi_arg(args, TEXTARRAYOID, list_to_text_array(record->columns), !is_merge);
@@ -341,8 +389,99 @@ record_arguments(IdemSpiArgs *args, const IdemLedgerRecord *record)
 }
 
 /*
- * Record a batch that had no row. False if it has one by now, from somebody who
- * takes no batch lock; above READ COMMITTED that is 40001.
+ * Put the values of inserted_columns into a slot of the ledger's, and the defaults
+ * of whatever columns it has beside. Columns are found by name: their numbers
+ * depend on how the ledger came to its release.
+ */
+static void
+fill_slot(IdemResultRel *result, TupleTableSlot *slot, const IdemSpiArgs *args)
+{
+	TupleDesc	tupdesc = RelationGetDescr(result->rel);
+	int			found = 0;
+
+	Assert(args->count == lengthof(inserted_columns));
+	ExecClearTuple(slot);
+	for (int i = 0; i < tupdesc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
+		Node	   *expression;
+		int			argument = 0;
+
+		slot->tts_values[i] = (Datum) 0;
+		slot->tts_isnull[i] = true;
+		if (att->attisdropped || att->attgenerated != '\0')
+			continue;
+		while (argument < args->count &&
+			   strcmp(inserted_columns[argument], NameStr(att->attname)) != 0)
+			argument++;
+		if (argument < args->count)
+		{
+			if (att->atttypid != args->types[argument])
+				report_altered();
+			slot->tts_values[i] = args->values[argument];
+			slot->tts_isnull[i] = args->nulls[argument] == 'n';
+			found++;
+		}
+		else if ((expression = build_column_default(result->rel, att->attnum)) != NULL)
+			slot->tts_values[i] =
+				ExecEvalExpr(ExecPrepareExpr((Expr *) expression, result->estate),
+							 GetPerTupleExprContext(result->estate), &slot->tts_isnull[i]);
+	}
+	if (found < args->count)
+		report_altered();
+	ExecStoreVirtualTuple(slot);
+}
+
+/*
+ * Insert a row, as a statement would, but for what it costs to start one, which
+ * is much of what a small batch costs. Does not wait: false if somebody else may
+ * have inserted the key, or if a trigger does not want the row.
+ */
+static bool
+insert_row(const IdemLedger *ledger, const IdemSpiArgs *args)
+{
+	Relation	rel = table_open(ledger->relid, RowExclusiveLock);
+	bool		has_triggers = rel->trigdesc != NULL;
+	IdemIdentity saved;
+	IdemResultRel result;
+	TupleTableSlot *slot;
+	TransitionCaptureState *inserted;
+	bool		done;
+
+	/* Only triggers can tell who it is that inserts. */
+	if (has_triggers)
+		idem_security_push(&saved, ledger->owner);
+	idem_resultrel_open(&result, rel, true, NULL, true);
+	slot = table_slot_create(rel, NULL);
+	AfterTriggerBeginQuery();
+	inserted = MakeTransitionCaptureState(rel->trigdesc, ledger->relid, CMD_INSERT);
+	ExecBSInsertTriggers(result.estate, result.relinfo);
+	fill_slot(&result, slot, args);
+	done = result.relinfo->ri_TrigDesc == NULL ||
+		!result.relinfo->ri_TrigDesc->trig_insert_before_row ||
+		ExecBRInsertTriggers(result.estate, result.relinfo, slot);
+	if (done)
+	{
+		idem_resultrel_complete_row(&result, slot, CMD_INSERT);
+		table_tuple_insert(rel, slot, result.estate->es_output_cid, 0, NULL);
+		done = idem_resultrel_insert_index_entries(&result, slot, false, false);
+	}
+	if (done)
+		ExecARInsertTriggers(result.estate, result.relinfo, slot, NIL, inserted);
+	ExecASInsertTriggers(result.estate, result.relinfo, inserted);
+	AfterTriggerEndQuery(result.estate);
+	ExecDropSingleTupleTableSlot(slot);
+	idem_resultrel_close(&result);
+	if (has_triggers)
+		idem_security_pop(&saved);
+	table_close(rel, NoLock);
+	CommandCounterIncrement();
+	return done;
+}
+
+/*
+ * Record a batch that had no row. False, and then the transaction must not commit,
+ * if it may have one by now, from somebody who takes no batch lock.
  */
 bool
 idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key,
@@ -354,12 +493,9 @@ idem_ledger_insert(const IdemLedger *ledger, const IdemBatchKey *key,
 	record_arguments(&args, record);
 	idem_spi_arg(&args, REGTYPEOID, ObjectIdGetDatum(key->target_type), false);
 	idem_spi_arg_text(&args, record->is_merge ? "merge" : "claim");
-	return run_cached(ledger,
-					  psprintf("INSERT INTO %s.idem_ledger (target, pipeline, batch_id, claimed_by, "
-							   RECORDED ", metadata, target_type, operation, xid)"
-							   " VALUES ($1, $2, $3, $4, " RECORDED_VALUES ", $23, $24, $25,"
-							   " pg_current_xact_id()) ON CONFLICT DO NOTHING",
-							   ledger->schema), &args) > 0;
+	idem_spi_arg(&args, INT4OID, Int32GetDatum(1), false);
+	idem_spi_arg(&args, XID8OID, FullTransactionIdGetDatum(GetTopFullTransactionId()), false);
+	return insert_row(ledger, &args);
 }
 
 /*
@@ -373,6 +509,7 @@ idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char
 				   const IdemLedgerRecord *record)
 {
 	IdemSpiArgs args = {0};
+	StringInfoData set;
 
 	key_arguments(&args, key);
 	idem_spi_arg_text(&args, record->role);
@@ -384,15 +521,18 @@ idem_ledger_revise(const IdemLedger *ledger, const IdemBatchKey *key, const char
 							 ledger->schema, ledger->schema), &args);
 	args.count = 4;
 	record_arguments(&args, record);
+	initStringInfo(&set);
+	for (int i = 4; i < args.count; i++)
+		appendStringInfo(&set, strcmp(inserted_columns[i], "metadata") == 0 ?
+						 " %s = COALESCE($%d, metadata)," : " %s = $%d,",
+						 inserted_columns[i], i + 1);
 	if (run_once(ledger,
 				 psprintf("UPDATE %s.idem_ledger SET revision = revision + 1,"
 						  " earlier_fingerprints = CASE WHEN options IS NULL THEN NULL"
 						  " WHEN fingerprint = $9 THEN earlier_fingerprints"
 						  " ELSE earlier_fingerprints || fingerprint END,"
-						  " (" RECORDED ") = ROW(" RECORDED_VALUES "),"
-						  " metadata = COALESCE($23, metadata),"
-						  " xid = pg_current_xact_id()" WHERE_KEY,
-						  ledger->schema), &args) != 1)
+						  "%s xid = pg_current_xact_id()" WHERE_KEY,
+						  ledger->schema, set.data), &args) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
 				 errmsg("batch \"%s\" was forgotten while it was merged", key->batch_id),

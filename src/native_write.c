@@ -28,13 +28,13 @@
 #include "commands/progress.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
-#include "executor/nodeModifyTable.h"
 #include "miscadmin.h"
 #include "utils/backend_progress.h"
 #include "utils/snapmgr.h"
 
 #include "compat.h"
 #include "native_write.h"
+#include "resultrel.h"
 
 /* As COPY does it. */
 #define MAX_BUFFERED_ROWS	1000
@@ -46,8 +46,7 @@ struct IdemWriter
 	Relation	target;
 	Snapshot	snapshot;
 	CommandId	cid;
-	EState	   *estate;
-	ResultRelInfo *relinfo;
+	IdemResultRel result;
 	bool		inserts;		/* as far as statement triggers know */
 	bool		updates;
 	TransitionCaptureState *inserted_rows;
@@ -89,7 +88,7 @@ prepare_defaults(IdemWriter *writer)
 			continue;
 		expression = idem_relinfo_default(writer->target, att->attnum);
 		if (expression)
-			writer->defaults[writer->nmissing] = ExecPrepareExpr(expression, writer->estate);
+			writer->defaults[writer->nmissing] = ExecPrepareExpr(expression, writer->result.estate);
 		writer->missing[writer->nmissing++] = att->attnum;
 	}
 }
@@ -170,7 +169,6 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 				  bool indexes_later)
 {
 	IdemWriter *writer = palloc0(sizeof(IdemWriter));
-	RangeTblEntry *rte = makeNode(RangeTblEntry);
 	Bitmapset  *updated = NULL;
 	IdemMode	mode = info->request->mode;
 	bool		one_by_one;
@@ -185,25 +183,9 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 			updated = bms_add_member(updated, info->columns[i].target_attnum -
 									 FirstLowInvalidHeapAttributeNumber);
 
-	writer->estate = CreateExecutorState();
-	rte->rtekind = RTE_RELATION;
-	rte->relid = RelationGetRelid(target);
-	rte->relkind = target->rd_rel->relkind;
-	rte->rellockmode = RowExclusiveLock;
-	init_range_table_compat(writer->estate, rte, updated);
-	writer->relinfo = makeNode(ResultRelInfo);
-	InitResultRelInfo(writer->relinfo, target, 1, NULL, 0);
-	if (writer->inserts)
-		check_valid_result_rel_compat(writer->relinfo, CMD_INSERT);
-	if (writer->updates)
-		check_valid_result_rel_compat(writer->relinfo, CMD_UPDATE);
-	init_stored_generated_compat(writer->relinfo, writer->estate,
-								 writer->inserts ? CMD_INSERT : CMD_UPDATE);
+	idem_resultrel_open(&writer->result, target, writer->inserts, updated, !indexes_later);
 	writer->indexes_later = indexes_later;
-	if (!indexes_later)
-		ExecOpenIndices(writer->relinfo, false);
-	writer->cid = GetCurrentCommandId(true);
-	writer->estate->es_output_cid = writer->cid;
+	writer->cid = writer->result.estate->es_output_cid;
 	one_by_one = has_other_index(info->index, target, true);
 	writer->in_order = one_by_one || shows_order(info, target);
 	writer->max_buffered = one_by_one ? 1 : MAX_BUFFERED_ROWS;
@@ -225,26 +207,11 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 															  RelationGetRelid(target),
 															  CMD_UPDATE);
 		if (writer->inserts)
-			ExecBSInsertTriggers(writer->estate, writer->relinfo);
+			ExecBSInsertTriggers(writer->result.estate, writer->result.relinfo);
 		if (writer->updates)
-			ExecBSUpdateTriggers(writer->estate, writer->relinfo);
+			ExecBSUpdateTriggers(writer->result.estate, writer->result.relinfo);
 	}
 	return writer;
-}
-
-/* Compute and check what depends on the row as a whole, which the slot has. */
-static void
-complete_row(IdemWriter *writer, TupleTableSlot *slot, CmdType operation)
-{
-	const TupleConstr *constr = RelationGetDescr(writer->target)->constr;
-
-	slot->tts_tableOid = RelationGetRelid(writer->target);
-	if (constr && constr->has_generated_stored)
-		ExecComputeStoredGenerated(writer->relinfo, writer->estate, slot, operation);
-	if (constr)
-		ExecConstraints(writer->relinfo, slot, writer->estate);
-	if (writer->target->rd_rel->relispartition)
-		ExecPartitionCheck(writer->relinfo, slot, writer->estate, true);
 }
 
 /* Set the columns that staging gives: all, or those that a match sets. */
@@ -260,16 +227,6 @@ set_staged(const IdemWriter *writer, TupleTableSlot *slot, bool all,
 			slot->tts_values[info->columns[i].target_attnum - 1] = values[i];
 			slot->tts_isnull[info->columns[i].target_attnum - 1] = nulls[i];
 		}
-}
-
-/* Index entries for a row; false if a unique index may have the key already. */
-static bool
-insert_index_entries(IdemWriter *writer, TupleTableSlot *slot, bool is_update,
-					 bool only_summarizing)
-{
-	return writer->relinfo->ri_NumIndices == 0 ||
-		insert_index_tuples_compat(writer->relinfo, slot, writer->estate, is_update,
-								   only_summarizing) == NIL;
 }
 
 static void
@@ -289,17 +246,17 @@ idem_writer_flush(IdemWriter *writer)
 	if (writer->nbuffered == 0)
 		return true;
 	/* It does not free what it allocates. */
-	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->result.estate));
 	table_multi_insert(writer->target, writer->slots, writer->nbuffered, writer->cid,
 					   writer->indexes_later ? TABLE_INSERT_SKIP_FSM : 0, writer->bulk);
 	MemoryContextSwitchTo(old_context);
 	for (int i = 0; i < writer->nbuffered; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		ResetPerTupleExprContext(writer->estate);
-		done = done && insert_index_entries(writer, writer->slots[i], false, false);
+		ResetPerTupleExprContext(writer->result.estate);
+		done = done && idem_resultrel_insert_index_entries(&writer->result, writer->slots[i], false, false);
 		if (done && writer->target->trigdesc)
-			ExecARInsertTriggers(writer->estate, writer->relinfo, writer->slots[i], NIL,
+			ExecARInsertTriggers(writer->result.estate, writer->result.relinfo, writer->slots[i], NIL,
 								 writer->inserted_rows);
 		ExecClearTuple(writer->slots[i]);
 	}
@@ -317,7 +274,7 @@ next_slot(IdemWriter *writer)
 	if (writer->nbuffered == writer->nslots)
 		writer->slots[writer->nslots++] = table_slot_create(writer->target, NULL);
 	ExecClearTuple(writer->slots[writer->nbuffered]);
-	ResetPerTupleExprContext(writer->estate);
+	ResetPerTupleExprContext(writer->result.estate);
 	return writer->slots[writer->nbuffered];
 }
 
@@ -344,7 +301,7 @@ idem_writer_insert_whole(IdemWriter *writer, HeapTuple row)
 	TupleTableSlot *slot = next_slot(writer);
 
 	ExecForceStoreHeapTuple(row, slot, false);
-	complete_row(writer, slot, CMD_INSERT);
+	idem_resultrel_complete_row(&writer->result, slot, CMD_INSERT);
 	return buffer_row(writer, slot);
 }
 
@@ -359,7 +316,7 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 	MemoryContext old_context;
 	int			natts = RelationGetDescr(writer->target)->natts;
 
-	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->result.estate));
 	memset(slot->tts_values, 0, sizeof(Datum) * natts);
 	memset(slot->tts_isnull, true, sizeof(bool) * natts);
 	set_staged(writer, slot, true, values, nulls);
@@ -369,11 +326,11 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 			int			attribute = writer->missing[i] - 1;
 
 			slot->tts_values[attribute] = ExecEvalExpr(writer->defaults[i],
-													   GetPerTupleExprContext(writer->estate),
+													   GetPerTupleExprContext(writer->result.estate),
 													   &slot->tts_isnull[attribute]);
 		}
 	ExecStoreVirtualTuple(slot);
-	complete_row(writer, slot, CMD_INSERT);
+	idem_resultrel_complete_row(&writer->result, slot, CMD_INSERT);
 
 	/*
 	 * The values point to what will be something else by the time of the
@@ -407,13 +364,13 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	slot_getallattrs(writer->old_slot);
 	old = ExecFetchSlotHeapTuple(writer->old_slot, false, NULL)->t_data;
 	ExecClearTuple(slot);
-	ResetPerTupleExprContext(writer->estate);
-	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->estate));
+	ResetPerTupleExprContext(writer->result.estate);
+	old_context = MemoryContextSwitchTo(GetPerTupleMemoryContext(writer->result.estate));
 	memcpy(slot->tts_values, writer->old_slot->tts_values, sizeof(Datum) * natts);
 	memcpy(slot->tts_isnull, writer->old_slot->tts_isnull, sizeof(bool) * natts);
 	set_staged(writer, slot, false, values, nulls);
 	ExecStoreVirtualTuple(slot);
-	complete_row(writer, slot, CMD_UPDATE);
+	idem_resultrel_complete_row(&writer->result, slot, CMD_UPDATE);
 	/* The old values may go before the new row is stored. */
 	ExecMaterializeSlot(slot);
 	MemoryContextSwitchTo(old_context);
@@ -427,7 +384,7 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	 */
 	if ((old->t_infomask & HEAP_XMAX_INVALID) == 0 &&
 		table_tuple_lock(writer->target, tid, writer->snapshot, writer->old_slot, writer->cid,
-						 ExecUpdateLockMode(writer->estate, writer->relinfo), LockWaitSkip,
+						 ExecUpdateLockMode(writer->result.estate, writer->result.relinfo), LockWaitSkip,
 						 0, &failure) != TM_Ok)
 		return false;
 	result = table_tuple_update_compat(writer->target, tid, slot, writer->cid, writer->snapshot,
@@ -435,10 +392,10 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	if (result != TM_Ok)
 		return false;
 	if (indexes != IDEM_UPDATE_NO_INDEXES &&
-		!insert_index_entries(writer, slot, true, indexes == IDEM_UPDATE_SUMMARIZING_INDEXES))
+		!idem_resultrel_insert_index_entries(&writer->result, slot, true, indexes == IDEM_UPDATE_SUMMARIZING_INDEXES))
 		return false;
 	if (writer->target->trigdesc)
-		ExecARUpdateTriggers(writer->estate, writer->relinfo, NULL, NULL, tid, NULL, slot, NIL,
+		ExecARUpdateTriggers(writer->result.estate, writer->result.relinfo, NULL, NULL, tid, NULL, slot, NIL,
 							 writer->updated_rows, false);
 	note_written(writer, 1);
 	return true;
@@ -457,11 +414,11 @@ idem_writer_finish(IdemWriter *writer)
 	if (writer->target->trigdesc)
 	{
 		if (writer->updates)
-			ExecASUpdateTriggers(writer->estate, writer->relinfo, writer->updated_rows);
+			ExecASUpdateTriggers(writer->result.estate, writer->result.relinfo, writer->updated_rows);
 		if (writer->inserts)
-			ExecASInsertTriggers(writer->estate, writer->relinfo, writer->inserted_rows);
+			ExecASInsertTriggers(writer->result.estate, writer->result.relinfo, writer->inserted_rows);
 	}
-	AfterTriggerEndQuery(writer->estate);
+	AfterTriggerEndQuery(writer->result.estate);
 }
 
 /*
@@ -477,9 +434,5 @@ idem_writer_free(IdemWriter *writer)
 	ExecDropSingleTupleTableSlot(writer->old_slot);
 	ExecDropSingleTupleTableSlot(writer->new_slot);
 	FreeBulkInsertState(writer->bulk);
-	ExecCloseIndices(writer->relinfo);
-	ExecResetTupleTable(writer->estate->es_tupleTable, false);
-	ExecCloseResultRelations(writer->estate);
-	ExecCloseRangeTableRelations(writer->estate);
-	FreeExecutorState(writer->estate);
+	idem_resultrel_close(&writer->result);
 }

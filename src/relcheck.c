@@ -13,6 +13,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/catalog.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
 #include "catalog/pg_type.h"
@@ -149,13 +150,20 @@ idem_relcheck_staging(Oid staging)
 	}
 }
 
-/* Says an extension's catalog, if the extension is there, that the table is its own? */
+/*
+ * Says an extension's catalog, if the extension is there, that the table is its
+ * own? Most often it is not there, which the caches know, while pg_extension would
+ * have to be read.
+ */
 static bool
-is_known_to(const char *extension, const char *sql, Oid relid)
+is_known_to(const char *extension, const char *schema, const char *catalog, const char *sql,
+			Oid relid)
 {
 	IdemSpiArgs args = {0};
+	Oid			namespace_oid = get_namespace_oid(schema, true);
 
-	if (!OidIsValid(get_extension_oid(extension, true)))
+	if (!OidIsValid(namespace_oid) || !OidIsValid(get_relname_relid(catalog, namespace_oid)) ||
+		!OidIsValid(get_extension_oid(extension, true)))
 		return false;
 	idem_spi_arg(&args, OIDOID, ObjectIdGetDatum(relid), false);
 	return idem_spi_execute(sql, InvalidOid, &args, true) > 0;
@@ -165,7 +173,7 @@ is_known_to(const char *extension, const char *sql, Oid relid)
 bool
 idem_relcheck_is_hypertable(Oid relid)
 {
-	return is_known_to("timescaledb",
+	return is_known_to("timescaledb", "_timescaledb_catalog", "hypertable",
 					   "SELECT FROM _timescaledb_catalog.hypertable h"
 					   " JOIN pg_catalog.pg_namespace n ON n.nspname OPERATOR(pg_catalog.=) h.schema_name"
 					   " JOIN pg_catalog.pg_class c ON c.relnamespace OPERATOR(pg_catalog.=) n.oid"
@@ -177,7 +185,7 @@ idem_relcheck_is_hypertable(Oid relid)
 bool
 idem_relcheck_is_distributed(Oid relid)
 {
-	return is_known_to("citus",
+	return is_known_to("citus", "pg_catalog", "pg_dist_partition",
 					   "SELECT FROM pg_catalog.pg_dist_partition p"
 					   " WHERE p.logicalrelid::pg_catalog.oid OPERATOR(pg_catalog.=) $1", relid);
 }
