@@ -13,6 +13,7 @@ ALTER TABLE @extschema@.idem_ledger
 COMMENT ON TABLE @extschema@.idem_ledger IS
 'One row for each batch that was applied; written by idem_merge(), idem_claim() and idem_forget(), in the transaction of the batch itself, and by idem_maintain(), which clears the details of batches that have expired and leaves their keys. Read it through the view idem_batches.';
 COMMENT ON COLUMN @extschema@.idem_ledger.options IS 'options that decide the result, without those at their default: key, version, audit, update, exclude, mode, on_duplicate, on_stale; NULL once the batch has expired, and then fingerprint, counts, engine, elapsed, role, application_name and metadata are NULL as well';
+COMMENT ON COLUMN @extschema@.idem_audit.entry IS 'the ledger row as it was; of a batch that was applied again without earlier_fingerprints, which the row still has';
 
 -- The new column is the last one, so that views of users can stay.
 CREATE OR REPLACE VIEW @extschema@.idem_batches WITH (security_barrier) AS

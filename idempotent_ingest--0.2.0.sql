@@ -98,7 +98,7 @@ COMMENT ON COLUMN @extschema@.idem_audit.audited_at IS 'when it happened';
 COMMENT ON COLUMN @extschema@.idem_audit.action IS 'forget, reapply or apply (other content under a known id)';
 COMMENT ON COLUMN @extschema@.idem_audit.role IS 'role that did it';
 COMMENT ON COLUMN @extschema@.idem_audit.reason IS 'why, as given to idem_forget()';
-COMMENT ON COLUMN @extschema@.idem_audit.entry IS 'the ledger row as it was';
+COMMENT ON COLUMN @extschema@.idem_audit.entry IS 'the ledger row as it was; of a batch that was applied again without earlier_fingerprints, which the row still has';
 
 -- For the same question as idem_ledger_xid_idx.
 CREATE INDEX idem_audit_xid_idx ON @extschema@.idem_audit USING brin (((entry OPERATOR(pg_catalog.->>) 'xid')::pg_catalog.int8));

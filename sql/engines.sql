@@ -1021,6 +1021,17 @@ INSERT INTO few SELECT i * 700, -i FROM generate_series(1, 30) AS i;
 SELECT engine, summary FROM idem_merge('few', 'parts', '{k}', 'created');
 SELECT sum(seq_tup_read + idx_tup_fetch) < 1200 AS few_read FROM pg_stat_xact_user_tables WHERE schemaname = 'engines' AND relname LIKE 'parts%';
 COMMIT;
+-- Many rows, staged in parts: they are not looked up one by one.
+CREATE TABLE many (k int, v int) PARTITION BY RANGE (k);
+CREATE TABLE many_1 PARTITION OF many FOR VALUES FROM (0) TO (20000);
+CREATE TABLE many_2 PARTITION OF many FOR VALUES FROM (20000) TO (40000);
+INSERT INTO many TABLE not_parted;
+SELECT pg_stat_force_next_flush();
+BEGIN;
+SET LOCAL idempotent_ingest.engine = sql;
+SELECT engine, summary FROM idem_merge('many', 'not_parted', '{k}', 'many');
+SELECT seq_scan + idx_scan AS scans FROM pg_stat_xact_user_tables WHERE schemaname = 'engines' AND relname = 'not_parted';
+COMMIT;
 
 SET client_min_messages = warning;
 DROP SCHEMA engines CASCADE;

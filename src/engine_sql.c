@@ -56,8 +56,8 @@ typedef struct KeptPlan
 	Oid			target;
 	char	   *sql;
 	SPIPlanPtr	plan;
-	BlockNumber staging_blocks; /* when it was planned */
-	BlockNumber target_blocks;
+	uint64		staging_blocks; /* when it was planned */
+	uint64		target_blocks;	/* without parts: there can be very many */
 	bool		by_index;		/* few rows are staged beside what is stored */
 	uint64		last_used;
 	int			in_use;			/* a trigger can start the same merge again */
@@ -70,12 +70,9 @@ static uint64 plan_clock = 0;
 static BlockNumber
 relation_blocks(Oid relid)
 {
-	Relation	rel;
+	Relation	rel = table_open(relid, NoLock);
 	BlockNumber blocks = 0;
 
-	if (!OidIsValid(relid))
-		return 0;
-	rel = table_open(relid, NoLock);
 	/* An unlogged table has no storage on a standby; planning says so. */
 	if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind) &&
 		(rel->rd_rel->relpersistence == RELPERSISTENCE_PERMANENT || !RecoveryInProgress()))
@@ -84,9 +81,28 @@ relation_blocks(Oid relid)
 	return blocks;
 }
 
+/*
+ * The same for a table with all its parts, as far as it matters. The caller holds a
+ * lock on the table.
+ */
+static uint64
+total_blocks(Oid relid, uint64 enough)
+{
+	uint64		blocks = 0;
+	ListCell   *lc;
+
+	foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
+	{
+		blocks += relation_blocks(lfirst_oid(lc));
+		if (blocks > enough)
+			break;
+	}
+	return blocks;
+}
+
 /* Would a plan made for so many blocks be a bad one now? */
 static bool
-size_differs(BlockNumber planned, BlockNumber now)
+size_differs(uint64 planned, uint64 now)
 {
 	return now > planned * 2.0 + 8 || planned > now * 2.0 + 8;
 }
@@ -94,24 +110,14 @@ size_differs(BlockNumber planned, BlockNumber now)
 /*
  * Are so few rows staged that each is better looked up by itself? The planner
  * knows little about a staging table that nobody has analyzed, and would rather
- * read the target as a whole. The caller holds locks on the target and its
- * parts.
+ * read the target as a whole. The caller holds a lock on the target.
  */
 static bool
-prefers_index(BlockNumber staging_blocks, Oid target)
+prefers_index(uint64 staging_blocks, Oid target)
 {
-	uint64		target_blocks = 0;
-	ListCell   *lc;
+	uint64		enough = staging_blocks * LOOKUP_BLOCKS;
 
-	if (!OidIsValid(target))
-		return false;
-	foreach(lc, find_all_inheritors(target, NoLock, NULL))
-	{
-		target_blocks += relation_blocks(lfirst_oid(lc));
-		if (target_blocks > (uint64) staging_blocks * LOOKUP_BLOCKS)
-			return true;
-	}
-	return false;
+	return OidIsValid(target) && total_blocks(target, enough) > enough;
 }
 
 static void
@@ -130,8 +136,8 @@ drop_plan(KeptPlan *entry)
 static KeptPlan *
 get_plan(const char *sql, Oid staging, Oid target)
 {
-	BlockNumber staging_blocks = relation_blocks(staging);
-	BlockNumber target_blocks = relation_blocks(target);
+	uint64		staging_blocks = total_blocks(staging, PG_UINT64_MAX);
+	uint64		target_blocks = OidIsValid(target) ? relation_blocks(target) : 0;
 	KeptPlan   *oldest = NULL;
 	Oid			argtype = INT8OID;
 	SPIPlanPtr	plan;
