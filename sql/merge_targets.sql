@@ -330,6 +330,16 @@ SELECT summary FROM idem_merge('child_s', 'child', '{k}', '3');
 INSERT INTO parent VALUES (99, 'just in time');
 COMMIT;
 SELECT k, qty, qty2, later_id, label FROM child ORDER BY k;
+-- Mode update may find rows by what is generated; else that is no content here either.
+CREATE TABLE child_g (k int, qty int, qty2 bytea, label text);
+INSERT INTO child_g VALUES (1, 7, NULL, '#1'), (1, 7, 'x', 'other');
+SELECT summary FROM idem_merge('child_g', 'child', '{k}', '5', mode => 'update');
+CREATE UNIQUE INDEX child_label ON child (label);
+CREATE TABLE child_l (qty int, qty2 int, label text);
+INSERT INTO child_l VALUES (8, 1, '#1'), (9, 2, '#9');
+SELECT summary FROM idem_merge('child_l', 'child', '{label}', '6', mode => 'update');
+SELECT k, qty, qty2, label FROM child ORDER BY k;
+DROP INDEX child_label;
 -- Rows that are referenced can be merged; a referenced key does not change.
 CREATE TABLE parent_s (name text, id int);
 INSERT INTO parent_s VALUES ('ONE', 1), ('three', 3);

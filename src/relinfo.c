@@ -233,9 +233,39 @@ compare_target_order(const void *a, const void *b)
 	return ca->staged_attnum - cb->staged_attnum;
 }
 
-/* Pair the columns of the two relations by name. */
+/*
+ * The names of the key's columns: those that were asked for, or of the primary
+ * key; NIL if there is neither.
+ */
+static List *
+names_of_key(const IdemMergeInfo *info, Relation target)
+{
+	List	   *names = NIL;
+	Relation	index;
+
+	if (info->request->key_cols != NIL)
+		return info->request->key_cols;
+	(void) RelationGetIndexList(target);
+	if (!OidIsValid(target->rd_pkindex))
+		return NIL;
+	index = index_open(target->rd_pkindex, AccessShareLock);
+	for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
+	{
+		AttrNumber	attnum = index->rd_index->indkey.values[i];
+
+		names = lappend(names, pstrdup(NameStr(TupleDescAttr(RelationGetDescr(target),
+															 attnum - 1)->attname)));
+	}
+	index_close(index, AccessShareLock);
+	return names;
+}
+
+/*
+ * Pair the columns of the two relations by name. What the target generates is
+ * left out, but for the key of mode update, which finds rows and is not set.
+ */
 static void
-pair_columns(IdemMergeInfo *info, Relation staging, Relation target)
+pair_columns(IdemMergeInfo *info, Relation staging, Relation target, List *keys)
 {
 	const IdemRequest *request = info->request;
 	TupleDesc	staged = RelationGetDescr(staging);
@@ -263,7 +293,8 @@ pair_columns(IdemMergeInfo *info, Relation staging, Relation target)
 		}
 		column->is_generated = to &&
 			(to->attgenerated != '\0' || to->attidentity == ATTRIBUTE_IDENTITY_ALWAYS);
-		if (column->is_generated && request->mode != IDEM_MODE_UPDATE)
+		if (column->is_generated && (request->mode != IDEM_MODE_UPDATE ||
+									 !idem_relinfo_has_name(keys, NameStr(to->attname))))
 		{
 			info->generated = lappend(info->generated, pstrdup(NameStr(from->attname)));
 			ereport(NOTICE,
@@ -310,37 +341,21 @@ pair_columns(IdemMergeInfo *info, Relation staging, Relation target)
 			info->added = lappend_int(info->added, i);
 }
 
-/* The attribute numbers of the key that was asked for, or of the primary key. */
+/* The attribute numbers of the key's columns. */
 static List *
-requested_key(IdemMergeInfo *info, Relation staging, Relation target)
+requested_key(IdemMergeInfo *info, Relation staging, Relation target, List *keys)
 {
 	List	   *attnums = NIL;
 	List	   *positions;
 	ListCell   *lc;
 
-	if (info->request->key_cols != NIL)
-		positions = resolve_names(info, staging, target, "key_cols", info->request->key_cols);
-	else
-	{
-		Oid			primary_key;
-		Relation	index;
-		List	   *names = NIL;
-
-		(void) RelationGetIndexList(target);
-		primary_key = target->rd_pkindex;
-		if (!OidIsValid(primary_key))
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
-					 errmsg("target \"%s\" has no primary key, and \"key_cols\" is null",
-							RelationGetRelationName(target)),
-					 errhint("Name the key's columns in \"key_cols\"; the target needs a unique index on exactly these.")));
-		index = index_open(primary_key, AccessShareLock);
-		for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
-			names = lappend(names, pstrdup(NameStr(TupleDescAttr(RelationGetDescr(target),
-																 index->rd_index->indkey.values[i] - 1)->attname)));
-		index_close(index, AccessShareLock);
-		positions = resolve_names(info, staging, target, "key_cols", names);
-	}
+	if (keys == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_COLUMN_REFERENCE),
+				 errmsg("target \"%s\" has no primary key, and \"key_cols\" is null",
+						RelationGetRelationName(target)),
+				 errhint("Name the key's columns in \"key_cols\"; the target needs a unique index on exactly these.")));
+	positions = resolve_names(info, staging, target, "key_cols", keys);
 	foreach(lc, positions)
 	{
 		IdemColumn *column = &info->columns[lfirst_int(lc)];
@@ -605,6 +620,7 @@ idem_relinfo_resolve(const IdemRequest *request)
 	IdemMergeInfo *info = palloc0(sizeof(IdemMergeInfo));
 	Relation	staging;
 	Relation	target;
+	List	   *keys;
 
 	idem_relcheck_staging(request->staging);
 	staging = table_open(request->staging, NoLock);
@@ -624,8 +640,9 @@ idem_relinfo_resolve(const IdemRequest *request)
 		info->on_duplicate = request->version_cols != NIL ?
 			IDEM_DUPLICATE_LATEST : IDEM_DUPLICATE_ERROR;
 
-	pair_columns(info, staging, target);
-	idem_keyindex_find(info, target, requested_key(info, staging, target));
+	keys = names_of_key(info, target);
+	pair_columns(info, staging, target, keys);
+	idem_keyindex_find(info, target, requested_key(info, staging, target, keys));
 	use_versions(info, resolve_names(info, staging, target, "version_cols",
 									 request->version_cols));
 	use_column_lists(info, staging, target);
