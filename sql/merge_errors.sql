@@ -204,6 +204,28 @@ ALTER TABLE idem_ledger DROP gone;
 SELECT idem_claim('altered', 't');
 SELECT batch_id, note, revision, metadata FROM idem_ledger WHERE batch_id = 'altered';
 ROLLBACK;
+-- a domain's own idea of what is missing
+BEGIN;
+DELETE FROM idem_ledger;
+CREATE DOMAIN required AS text NOT NULL;
+ALTER TABLE idem_ledger ADD note required;
+SELECT idem_claim('altered', 't');
+\echo :LAST_ERROR_SQLSTATE
+ROLLBACK;
+-- a trigger of the ledger that records something else meanwhile, with other options
+BEGIN;
+CREATE FUNCTION nest() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF pg_trigger_depth() = 1 THEN
+        PERFORM public.idem_claim('inner ' || TG_OP, 'merge_errors.t');
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER nest BEFORE INSERT OR UPDATE ON idem_ledger EXECUTE FUNCTION nest();
+SELECT status FROM idem_merge('s', 't', batch_id => 'outer', exclude_cols => '{v}');
+SELECT status FROM idem_merge('s', 't', batch_id => 'outer', exclude_cols => '{v}', on_replay => 'reapply');
+SELECT batch_id, options FROM idem_ledger WHERE batch_id ~ 'outer|inner' ORDER BY 1;
+ROLLBACK;
 -- what cannot be recorded is not merged
 BEGIN;
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';

@@ -36,6 +36,20 @@ SELECT status, summary FROM idem_merge('broken', 'target', '{k}', 'broken');
 \set VERBOSITY default
 SELECT count(*) AS rows, (SELECT count(*) FROM idem_batches WHERE target = 'target'::regclass AND batch_id = 'broken') AS batches
 FROM target WHERE k >= 100;
+-- One that is a part of staging: how many rows it has is not known, so that they
+-- are not looked up one by one.
+CREATE TABLE parts (k int, v int) PARTITION BY RANGE (k);
+CREATE FOREIGN TABLE part PARTITION OF parts FOR VALUES FROM (0) TO (100000) SERVER merge_foreign_files
+    OPTIONS (program 'seq 1 20000 | sed "s/.*/&,&/"', format 'csv');
+CREATE TABLE many (k int PRIMARY KEY, v int);
+INSERT INTO many TABLE parts;
+ANALYZE many;
+SELECT pg_stat_force_next_flush();
+BEGIN;
+SET LOCAL idempotent_ingest.engine = sql;
+SELECT summary FROM idem_merge('parts', 'many', '{k}', 'parts');
+SELECT seq_scan + idx_scan AS scans FROM pg_stat_xact_user_tables WHERE schemaname = 'merge_foreign' AND relname = 'many';
+COMMIT;
 -- A foreign table cannot be the target.
 SELECT status FROM idem_merge('target', 'staged', '{k}', 'x');
 SET client_min_messages = warning;

@@ -417,6 +417,19 @@ DROP TRIGGER bs ON public.idem_ledger;
 DROP TRIGGER br ON public.idem_ledger;
 DROP TRIGGER ar ON public.idem_ledger;
 DROP TRIGGER als ON public.idem_ledger;
+-- so are the defaults and the checks of columns that he has added
+CREATE FUNCTION is_owner() RETURNS boolean LANGUAGE sql
+AS $$ SELECT current_user = pg_get_userbyid(relowner) AND current_setting('search_path') = 'pg_catalog, pg_temp'
+      FROM pg_class WHERE oid = 'public.idem_ledger'::regclass $$;
+BEGIN;
+ALTER TABLE public.idem_ledger ADD n bigserial, ADD of_owner boolean DEFAULT privileges.is_owner();
+ALTER TABLE public.idem_ledger ADD CHECK (batch_id <> 'heard' OR privileges.is_owner());
+SELECT run_as('idem_p_full', 'SELECT idem_claim(''heard'', ''privileges.t'')', true);
+SET LOCAL ROLE idem_p_full;
+SELECT idem_claim('heard', 't');
+RESET ROLE;
+SELECT n > 0 AS numbered, of_owner FROM public.idem_ledger WHERE batch_id = 'heard';
+ROLLBACK;
 
 \pset format aligned
 SET client_min_messages = warning;

@@ -9,9 +9,9 @@
  * so that nobody runs what was planned for another's rights. The plan cache
  * below SPI plans again when a relation changes; a plan is dropped as well when
  * a relation has grown or shrunk a lot since, because what suits ten rows does
- * not suit ten million. That goes for tables and partitions; the size of a
- * partitioned table is not added up, and its plan stays until ANALYZE or the like
- * makes it invalid.
+ * not suit ten million. That goes for staging with its parts, and for a target
+ * without parts: those of a partitioned target are not added up for each merge, and
+ * its plan stays until ANALYZE or the like makes it invalid.
  *
  *-------------------------------------------------------------------------
  */
@@ -46,6 +46,9 @@
 #define LOOKUP_BLOCKS	20
 #define ROWS_PER_BLOCK	50
 
+/* The size of a foreign table that nobody has analyzed, in blocks. */
+#define UNKNOWN_BLOCKS	100000
+
 /* How often rows of concurrent deletions are tried again. */
 #define MAX_ATTEMPTS		10
 
@@ -66,16 +69,22 @@ typedef struct KeptPlan
 static KeptPlan kept_plans[MAX_KEPT_PLANS];
 static uint64 plan_clock = 0;
 
-/* The size of a table in blocks; 0 for what has no storage, or parts that have. */
+/*
+ * The size of a table in blocks; 0 for what has no storage, but parts that have.
+ * What is not known of a foreign table is taken for much: it is no harm to read a
+ * target as a whole for few rows, beside looking up many one by one.
+ */
 static BlockNumber
 relation_blocks(Oid relid)
 {
 	Relation	rel = table_open(relid, NoLock);
 	BlockNumber blocks = 0;
 
+	if (rel->rd_rel->relkind == RELKIND_FOREIGN_TABLE)
+		blocks = rel->rd_rel->relpages > 0 ? rel->rd_rel->relpages : UNKNOWN_BLOCKS;
 	/* An unlogged table has no storage on a standby; planning says so. */
-	if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind) &&
-		(rel->rd_rel->relpersistence == RELPERSISTENCE_PERMANENT || !RecoveryInProgress()))
+	else if (RELKIND_HAS_TABLE_AM(rel->rd_rel->relkind) &&
+			 (rel->rd_rel->relpersistence == RELPERSISTENCE_PERMANENT || !RecoveryInProgress()))
 		blocks = RelationGetNumberOfBlocks(rel);
 	table_close(rel, NoLock);
 	return blocks;
@@ -91,6 +100,8 @@ total_blocks(Oid relid, uint64 enough)
 	uint64		blocks = 0;
 	ListCell   *lc;
 
+	if (!has_subclass(relid))
+		return relation_blocks(relid);
 	foreach(lc, find_all_inheritors(relid, AccessShareLock, NULL))
 	{
 		blocks += relation_blocks(lfirst_oid(lc));

@@ -4,8 +4,9 @@
  *	  The ledger: one row for each batch that was applied.
  *
  * Every statement here runs as the ledger's owner with search_path set to
- * pg_catalog; nothing that a user defined runs with it. Callers hold an SPI
- * connection and check the rights of the user themselves.
+ * pg_catalog, and so does what the owner may have added to the ledger; nothing that
+ * another user defined runs with it. Callers hold an SPI connection and check the
+ * rights of the user themselves.
  *
  * The row of a batch is written once, in the transaction of the batch and after
  * all else: there is no such thing as a row in progress that a crash could leave
@@ -30,9 +31,9 @@
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
-#include "rewrite/rewriteHandler.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/datum.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/jsonb.h"
@@ -103,11 +104,12 @@ idem_ledger_open_in(Oid namespace_oid)
 
 /* The ledger is not as the extension's script made it. */
 static void
-report_altered(void)
+report_altered(const char *detail)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_TABLE_DEFINITION),
 			 errmsg("the ledger of extension \"idempotent_ingest\" has other columns than it should"),
+			 errdetail_internal("%s", detail),
 			 errhint("Undo what was done to the table \"idem_ledger\".")));
 }
 
@@ -339,7 +341,14 @@ static const char *const inserted_columns[] = {
 	"target_type", "operation", "revision", "xid"
 };
 
-/* Options as jsonb. Those of the next batch are most often the same. */
+/* Columns that it does not give: earlier_fingerprints. And the indexes that there are. */
+#define LEFT_OUT_COLUMNS	1
+#define LEDGER_INDEXES		2
+
+/*
+ * Options as jsonb, palloc'd in the current memory context. Those of the next batch
+ * are most often the same.
+ */
 static Datum
 options_to_jsonb(const char *options)
 {
@@ -362,7 +371,8 @@ options_to_jsonb(const char *options)
 		last_options = copy;
 		last = jsonb;
 	}
-	return JsonbPGetDatum(last);
+	/* What runs before it is stored can be another merge. */
+	return datumCopy(JsonbPGetDatum(last), false, -1);
 }
 
 /* What a row gets beside its key, by whatever statement: $5 and on. */
@@ -404,7 +414,7 @@ fill_slot(IdemResultRel *result, TupleTableSlot *slot, const IdemSpiArgs *args)
 	for (int i = 0; i < tupdesc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
-		Node	   *expression;
+		Expr	   *expression;
 		int			argument = 0;
 
 		slot->tts_values[i] = (Datum) 0;
@@ -417,63 +427,97 @@ fill_slot(IdemResultRel *result, TupleTableSlot *slot, const IdemSpiArgs *args)
 		if (argument < args->count)
 		{
 			if (att->atttypid != args->types[argument])
-				report_altered();
+				report_altered(psprintf("Column \"%s\" is of type %s instead of %s.",
+										NameStr(att->attname), format_type_be(att->atttypid),
+										format_type_be(args->types[argument])));
 			slot->tts_values[i] = args->values[argument];
 			slot->tts_isnull[i] = args->nulls[argument] == 'n';
 			found++;
 		}
-		else if ((expression = build_column_default(result->rel, att->attnum)) != NULL)
+		else if ((expression = idem_resultrel_default(result->rel, att->attnum)) != NULL)
 			slot->tts_values[i] =
-				ExecEvalExpr(ExecPrepareExpr((Expr *) expression, result->estate),
+				ExecEvalExpr(ExecPrepareExpr(expression, result->estate),
 							 GetPerTupleExprContext(result->estate), &slot->tts_isnull[i]);
 	}
 	if (found < args->count)
-		report_altered();
+		report_altered(psprintf("Of %d columns, %d are there.", args->count, found));
 	ExecStoreVirtualTuple(slot);
 }
 
 /*
+ * Is the ledger as the extension's script made it, so that nothing but what comes
+ * with PostgreSQL runs when a row is inserted? Otherwise it may be the owner's own
+ * triggers, defaults, checks or indexes.
+ */
+static bool
+is_unaltered(Relation rel)
+{
+	const TupleConstr *constr = RelationGetDescr(rel)->constr;
+
+	return rel->trigdesc == NULL &&
+		RelationGetNumberOfAttributes(rel) == lengthof(inserted_columns) + LEFT_OUT_COLUMNS &&
+		(constr == NULL || (constr->num_check == 0 && !constr->has_generated_stored)) &&
+		list_length(RelationGetIndexList(rel)) == LEDGER_INDEXES;
+}
+
+/*
  * Insert a row, as a statement would, but for what it costs to start one, which
- * is much of what a small batch costs. Does not wait: false if somebody else may
- * have inserted the key, or if a trigger does not want the row.
+ * is much of what a small batch costs. Does not wait. False if somebody else may
+ * have inserted the key, or if a trigger does not want the row; then the
+ * transaction must not commit.
  */
 static bool
 insert_row(const IdemLedger *ledger, const IdemSpiArgs *args)
 {
 	Relation	rel = table_open(ledger->relid, RowExclusiveLock);
-	bool		has_triggers = rel->trigdesc != NULL;
+	bool		unaltered = is_unaltered(rel);
+	TransitionCaptureState *inserted = NULL;
 	IdemIdentity saved;
 	IdemResultRel result;
 	TupleTableSlot *slot;
-	TransitionCaptureState *inserted;
-	bool		done;
+	bool		done = true;
 
-	/* Only triggers can tell who it is that inserts. */
-	if (has_triggers)
+	if (!unaltered)
+	{
+		/* As it is for a statement. */
 		idem_security_push(&saved, ledger->owner);
+		CommandCounterIncrement();
+		PushActiveSnapshot(GetTransactionSnapshot());
+	}
 	idem_resultrel_open(&result, rel, true, NULL, true);
 	slot = table_slot_create(rel, NULL);
 	AfterTriggerBeginQuery();
-	inserted = MakeTransitionCaptureState(rel->trigdesc, ledger->relid, CMD_INSERT);
-	ExecBSInsertTriggers(result.estate, result.relinfo);
+	if (rel->trigdesc)
+	{
+		inserted = MakeTransitionCaptureState(rel->trigdesc, ledger->relid, CMD_INSERT);
+		ExecBSInsertTriggers(result.estate, result.relinfo);
+	}
 	fill_slot(&result, slot, args);
-	done = result.relinfo->ri_TrigDesc == NULL ||
-		!result.relinfo->ri_TrigDesc->trig_insert_before_row ||
-		ExecBRInsertTriggers(result.estate, result.relinfo, slot);
+	if (rel->trigdesc && rel->trigdesc->trig_insert_before_row)
+		done = ExecBRInsertTriggers(result.estate, result.relinfo, slot);
 	if (done)
 	{
 		idem_resultrel_complete_row(&result, slot, CMD_INSERT);
 		table_tuple_insert(rel, slot, result.estate->es_output_cid, 0, NULL);
 		done = idem_resultrel_insert_index_entries(&result, slot, false, false);
 	}
+	/* Where there may be two rows of the key, nobody is to see them. */
 	if (done)
-		ExecARInsertTriggers(result.estate, result.relinfo, slot, NIL, inserted);
-	ExecASInsertTriggers(result.estate, result.relinfo, inserted);
-	AfterTriggerEndQuery(result.estate);
+	{
+		if (rel->trigdesc)
+		{
+			ExecARInsertTriggers(result.estate, result.relinfo, slot, NIL, inserted);
+			ExecASInsertTriggers(result.estate, result.relinfo, inserted);
+		}
+		AfterTriggerEndQuery(result.estate);
+	}
 	ExecDropSingleTupleTableSlot(slot);
 	idem_resultrel_close(&result);
-	if (has_triggers)
+	if (!unaltered)
+	{
+		PopActiveSnapshot();
 		idem_security_pop(&saved);
+	}
 	table_close(rel, NoLock);
 	CommandCounterIncrement();
 	return done;

@@ -86,7 +86,7 @@ prepare_defaults(IdemWriter *writer)
 		if (att->attisdropped || att->attgenerated != '\0' ||
 			idem_relinfo_find_column(writer->info, NameStr(att->attname)) >= 0)
 			continue;
-		expression = idem_relinfo_default(writer->target, att->attnum);
+		expression = idem_resultrel_default(writer->target, att->attnum);
 		if (expression)
 			writer->defaults[writer->nmissing] = ExecPrepareExpr(expression, writer->result.estate);
 		writer->missing[writer->nmissing++] = att->attnum;
@@ -254,7 +254,8 @@ idem_writer_flush(IdemWriter *writer)
 	{
 		CHECK_FOR_INTERRUPTS();
 		ResetPerTupleExprContext(writer->result.estate);
-		done = done && idem_resultrel_insert_index_entries(&writer->result, writer->slots[i], false, false);
+		done = done && idem_resultrel_insert_index_entries(&writer->result, writer->slots[i],
+														   false, false);
 		if (done && writer->target->trigdesc)
 			ExecARInsertTriggers(writer->result.estate, writer->result.relinfo, writer->slots[i], NIL,
 								 writer->inserted_rows);
@@ -392,11 +393,12 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	if (result != TM_Ok)
 		return false;
 	if (indexes != IDEM_UPDATE_NO_INDEXES &&
-		!idem_resultrel_insert_index_entries(&writer->result, slot, true, indexes == IDEM_UPDATE_SUMMARIZING_INDEXES))
+		!idem_resultrel_insert_index_entries(&writer->result, slot, true,
+											 indexes == IDEM_UPDATE_SUMMARIZING_INDEXES))
 		return false;
 	if (writer->target->trigdesc)
-		ExecARUpdateTriggers(writer->result.estate, writer->result.relinfo, NULL, NULL, tid, NULL, slot, NIL,
-							 writer->updated_rows, false);
+		ExecARUpdateTriggers(writer->result.estate, writer->result.relinfo, NULL, NULL, tid, NULL,
+							 slot, NIL, writer->updated_rows, false);
 	note_written(writer, 1);
 	return true;
 }

@@ -23,7 +23,6 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_coerce.h"
-#include "rewrite/rewriteHandler.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
@@ -715,29 +714,6 @@ idem_relinfo_report(const IdemMergeInfo *info)
 		ereport(WARNING,
 				(errmsg("session_replication_role is replica"),
 				 errdetail("Foreign keys are not checked and ordinary triggers do not fire.")));
-}
-
-/*
- * What a new row has in a column that INSERT does not name, as an expression to
- * be planned; NULL for a plain NULL.
- */
-Expr *
-idem_relinfo_default(Relation target, AttrNumber attnum)
-{
-	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(target), attnum - 1);
-	Node	   *expression = build_column_default(target, attnum);
-
-	if (expression == NULL && get_typtype(att->atttypid) == TYPTYPE_DOMAIN)
-	{
-		/* A domain may refuse NULL; the executor asks it, too. */
-		Oid			base = getBaseType(att->atttypid);
-
-		expression = coerce_to_target_type(NULL,
-										   (Node *) makeNullConst(base, -1, get_typcollation(base)),
-										   base, att->atttypid, -1,
-										   COERCION_IMPLICIT, COERCE_IMPLICIT_CAST, -1);
-	}
-	return (Expr *) expression;
 }
 
 /*

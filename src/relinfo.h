@@ -184,7 +184,6 @@ extern bool idem_relinfo_differs(const IdemRequest *request);
 extern IdemMergeInfo *idem_relinfo_resolve(const IdemRequest *request);
 extern void idem_relinfo_require_privileges(const IdemMergeInfo *info);
 extern void idem_relinfo_report(const IdemMergeInfo *info);
-extern Expr *idem_relinfo_default(Relation target, AttrNumber attnum);
 extern int	idem_relinfo_find_column(const IdemMergeInfo *info, const char *name);
 extern bool idem_relinfo_has_name(List *names, const char *name);
 extern char *idem_relinfo_quoted_list(List *names);

@@ -12,10 +12,36 @@
 
 #include "executor/nodeModifyTable.h"
 #include "nodes/makefuncs.h"
+#include "parser/parse_coerce.h"
+#include "rewrite/rewriteHandler.h"
+#include "utils/lsyscache.h"
 #include "utils/rel.h"
 
 #include "compat.h"
 #include "resultrel.h"
+
+/*
+ * What a new row has in a column that INSERT does not name, as an expression to
+ * be planned; NULL for a plain NULL.
+ */
+Expr *
+idem_resultrel_default(Relation rel, AttrNumber attnum)
+{
+	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), attnum - 1);
+	Node	   *expression = build_column_default(rel, attnum);
+
+	if (expression == NULL && get_typtype(att->atttypid) == TYPTYPE_DOMAIN)
+	{
+		/* A domain may refuse NULL; the executor asks it, too. */
+		Oid			base = getBaseType(att->atttypid);
+
+		expression = coerce_to_target_type(NULL,
+										   (Node *) makeNullConst(base, -1, get_typcollation(base)),
+										   base, att->atttypid, -1,
+										   COERCION_IMPLICIT, COERCE_IMPLICIT_CAST, -1);
+	}
+	return (Expr *) expression;
+}
 
 /*
  * Get ready to insert rows, or to update these columns, or both. The caller holds

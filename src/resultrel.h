@@ -17,6 +17,7 @@ typedef struct IdemResultRel
 	ResultRelInfo *relinfo;
 } IdemResultRel;
 
+extern Expr *idem_resultrel_default(Relation rel, AttrNumber attnum);
 extern void idem_resultrel_open(IdemResultRel *result, Relation rel, bool inserts,
 								Bitmapset *updated, bool indexes);
 extern void idem_resultrel_complete_row(IdemResultRel *result, TupleTableSlot *slot,

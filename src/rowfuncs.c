@@ -42,6 +42,7 @@
 
 #include "idempotent_ingest.h"
 #include "progress.h"
+#include "resultrel.h"
 #include "rowcmp.h"
 #include "rowfuncs.h"
 #include "sqlgen.h"
@@ -645,7 +646,7 @@ prepare_default(IdemRun *run, const IdemLackingColumn *lacking)
 {
 	MemoryContext old_context = MemoryContextSwitchTo(run->context);
 	Relation	target = table_open(run->info->target, NoLock);
-	Expr	   *expression = idem_relinfo_default(target, lacking->attnum);
+	Expr	   *expression = idem_resultrel_default(target, lacking->attnum);
 	ExprState  *state;
 
 	if (run->estate == NULL)

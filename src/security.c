@@ -4,8 +4,8 @@
  *	  Switching to the owner of our own tables, and privilege checks.
  *
  * A merge runs as its caller from beginning to end. Only statements on the
- * ledger run as the ledger's owner, and nothing that a user defined runs while
- * they do: the search_path is pg_catalog for as long.
+ * ledger run as the ledger's owner, and nothing that another user defined runs
+ * while they do: the search_path is pg_catalog for as long.
  *
  * An error need not be caught to undo a push: (sub)transaction abort restores
  * user, security context and settings.

@@ -380,8 +380,9 @@ class Model:
                 counts["stale"] += 1
                 stale = True
                 continue
-            # "Changed means: another image"; audit columns are "never a reason to write it"
-            if any(values[name] != stored[name] for name in changing if name not in call.audit):
+            # "Changed means: another image"; audit columns are "never a reason to write it". A dry run does not add the
+            # columns that the target lacks, which would be NULL.
+            if any(values[name] != stored.get(name) for name in changing if name not in call.audit):
                 counts["updated"] += 1
                 writes.append(("UPDATE", key, stored | {name: values[name] for name in changing}))
             else:

@@ -224,17 +224,21 @@ is( $node->safe_psql(
     "replayed\nt\nreplayed\napplied\nf\n1\n0|0",
     'a lookalike of the ledger under the old name is left alone');
 
-# The same while a merge waits for another one: 40001 instead of a row for the
-# lookalike, and a retry works.
+# The same while merges wait for another one: a new batch goes to the ledger that
+# it was looked up in. Another revision is 40001 instead of a row for the lookalike,
+# and a retry works.
 {
-    my $holder = $node->background_psql('twice', on_error_stop => 0);
-    my $waiter = $node->background_psql('twice', on_error_stop => 0);
-    my $pid = $waiter->query_safe('SELECT pg_backend_pid()');
+    my ($holder, $new, $known) = map { $node->background_psql('twice', on_error_stop => 0) } 1 .. 3;
+    my %call = ($new => q{'e'}, $known => q{'a', on_replay => 'reapply'});
 
     $holder->query_safe(q{BEGIN; SELECT status FROM renamed.idem_merge('staging', 'target', '{id}', 'd')});
-    $waiter->query_safe(q{\set VERBOSITY sqlstate});
-    start($waiter, q{SELECT status FROM renamed.idem_merge('staging', 'target', '{id}', 'e')});
-    wait_for_lock($node, $pid);
+    foreach my $waiter ($new, $known)
+    {
+        my $pid = $waiter->query_safe('SELECT pg_backend_pid()');
+        $waiter->query_safe(q{\set VERBOSITY sqlstate});
+        start($waiter, "SELECT status FROM renamed.idem_merge('staging', 'target', '{id}', $call{$waiter})");
+        wait_for_lock($node, $pid);
+    }
     $node->safe_psql(
         'twice', q{
         BEGIN;
@@ -244,12 +248,18 @@ is( $node->safe_psql(
         COMMIT});
     $holder->query_safe('COMMIT');
     $holder->quit;
-    my ($out, $errors) = finish($waiter);
-    like($errors, qr/ERROR:\s+40001/, 'the schemas are swapped while a merge waits');
-    is( $waiter->query_safe(q{SELECT status FROM one.idem_merge('staging', 'target', '{id}', 'e')}),
-        'applied', 'a retry works');
-    $waiter->quit;
-    is($node->safe_psql('twice', 'SELECT count(*) FROM renamed.idem_ledger'), '0', 'the lookalike has no row');
+    my ($out, $errors) = finish($new);
+    is($out, 'applied', 'the schemas are swapped while a merge waits: a new batch');
+    is($new->query_safe(q{SELECT status FROM one.idem_merge('staging', 'target', '{id}', 'e')}),
+        'replayed', 'it is in the ledger');
+    ($out, $errors) = finish($known);
+    like($errors, qr/ERROR:\s+40001/, 'the schemas are swapped while a merge waits: a known batch');
+    is($known->query_safe(q{SELECT status FROM one.idem_merge('staging', 'target', '{id}', 'a', on_replay => 'reapply')}),
+        'reapplied', 'a retry works');
+    $_->quit foreach $new, $known;
+    is( $node->safe_psql(
+            'twice', 'SELECT (SELECT count(*) FROM renamed.idem_ledger), (SELECT count(*) FROM renamed.idem_audit)'),
+        '0|0', 'the lookalike has no row');
 }
 
 $node->stop;
