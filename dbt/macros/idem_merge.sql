@@ -82,9 +82,9 @@
     {{ return(idempotent_ingest.assert_idempotent(call ~ ',\n      dry_run => true)')) }}
   {%- endif -%}
 
-  {#- After the statement, and in its transaction. -#}
+  {#- After the statement, and in its transaction; with autocommit in the profile it has none, but the same session. -#}
   {%- do post_hooks.append({'sql': '{{ idempotent_ingest.report() }}', 'transaction': true, 'index': 0}) -%}
-  {{ return("select pg_catalog.set_config('idem_dbt.result', pg_catalog.to_jsonb(m)::text, true)\nfrom " ~ call ~ ') as m') }}
+  {{ return("select pg_catalog.set_config('idem_dbt.result', pg_catalog.to_jsonb(m)::text, false)\nfrom " ~ call ~ ') as m') }}
 {% endmacro %}
 
 

@@ -4,21 +4,17 @@
   (dbt does not call the strategy when it creates the table.)
 #}
 {% macro require_unique_index(target, key) %}
-  {%- if not idempotent_ingest.has_unique_index(target, key) -%}
-    {#- CREATE INDEX takes a weaker lock, and the merge after it another: two runs
-        would each wait for the other. This lock is stronger than both, and only
-        one of them gets it; the other one then finds the index. -#}
-    {%- do run_query('lock table ' ~ target ~ ' in share row exclusive mode') -%}
-    {%- if not idempotent_ingest.has_unique_index(target, key) -%}
-      {%- do idempotent_ingest.create_unique_index(target, key) -%}
-    {%- endif -%}
+  {%- set exists = idempotent_ingest.unique_index_exists(target, key) -%}
+  {%- if not run_query("select " ~ exists).rows[0][0] -%}
+    {%- do idempotent_ingest.create_unique_index(target, key, exists) -%}
   {%- endif -%}
 {% endmacro %}
 
 
-{% macro has_unique_index(target, key) %}
-  {%- set query -%}
-    select exists (
+{# An expression. #}
+{% macro unique_index_exists(target, key) %}
+  {%- set expression -%}
+    exists (
       select from pg_catalog.pg_index i
       where i.indrelid = {{ idempotent_ingest.literal(target) }}::pg_catalog.regclass
         and i.indisunique and i.indisvalid and i.indimmediate and not i.indisexclusion
@@ -30,11 +26,11 @@
             = (select pg_catalog.array_agg(k order by k collate "C")
                from pg_catalog.unnest(array[{% for name in key %}{{ idempotent_ingest.literal(name) }}{{ ', ' if not loop.last }}{% endfor %}]::text[]) k))
   {%- endset -%}
-  {{ return(run_query(query).rows[0][0]) }}
+  {{ return(expression) }}
 {% endmacro %}
 
 
-{% macro create_unique_index(target, key) %}
+{% macro create_unique_index(target, key, exists) %}
   {%- set quoted = [] -%}
   {%- for name in key -%}
     {%- do quoted.append(adapter.quote(name | replace('"', '""'))) -%}
@@ -63,5 +59,17 @@
         target ~ " has rows without a key, or several with the same one. This query lists them:\n" ~ faults) -%}
   {%- endif -%}
   {%- do log("creating the unique index that " ~ target ~ " lacks on (" ~ columns ~ ")", info=true) -%}
-  {%- do run_query("create unique index on " ~ target ~ " (" ~ columns ~ ")") -%}
+  {#- CREATE INDEX takes a weaker lock, and the merge after it another: two runs would
+      each wait for the other. This lock is stronger than both, and only one of them
+      gets it; the other one then finds the index. In one statement, which is a
+      transaction with autocommit in the profile. -#}
+  {%- set block -%}
+    begin
+      lock table {{ target }} in share row exclusive mode;
+      if not {{ exists }} then
+        create unique index on {{ target }} ({{ columns }});
+      end if;
+    end
+  {%- endset -%}
+  {%- do run_query("do " ~ idempotent_ingest.literal(block)) -%}
 {% endmacro %}

@@ -395,6 +395,14 @@ class TestMicrobatch(Project):
         assert rows(project, "select id, device from @m order by id") == [(1, "phone"), (2, "phone")]
 
 
+class TestAutocommit(TestIndex):
+    """With this in the profile, each statement is a transaction of its own."""
+
+    @pytest.fixture(scope="class")
+    def dbt_profile_target(self, dbt_profile_target):
+        return {**dbt_profile_target, "autocommit": True}
+
+
 class TestKill(Source):
     def test_kill_and_run_again(self, project):
         run(project)
