@@ -224,7 +224,7 @@ END $$;
 CREATE TRIGGER nest BEFORE INSERT OR UPDATE ON idem_ledger EXECUTE FUNCTION nest();
 SELECT status FROM idem_merge('s', 't', batch_id => 'outer', exclude_cols => '{v}');
 SELECT status FROM idem_merge('s', 't', batch_id => 'outer', exclude_cols => '{v}', on_replay => 'reapply');
-SELECT batch_id, options FROM idem_ledger WHERE batch_id ~ 'outer|inner' ORDER BY 1;
+SELECT batch_id, options FROM idem_ledger WHERE target = 't'::regclass AND batch_id ~ 'outer|inner' ORDER BY 1;
 ROLLBACK;
 -- what cannot be recorded is not merged
 BEGIN;
