@@ -249,7 +249,7 @@ UPDATE idem_ledger SET applied_at = applied_at - interval '91 days' WHERE batch_
 CALL idem_maintain();
 -- those that the ledger has grown by meanwhile are looked at in a day
 SELECT count(*) FILTER (WHERE due BETWEEN now() + interval '80 days' AND now() + interval '91 days') > 1 AS several,
-       bool_and(due > now() + interval '23 hours') AS later FROM idem_sweep;
+       bool_and(due > now() + interval '22 hours') AS later FROM idem_sweep;
 SELECT expired, count(*) FROM idem_batches GROUP BY expired ORDER BY expired;
 -- a ledger that was written anew is looked at again
 VACUUM FULL idem_ledger;

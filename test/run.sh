@@ -116,8 +116,9 @@ tap_suite()
 
 prove_tests()
 {
-    (cd "$work/src" && as_postgres make -s prove PG_CONFIG="$PG_CONFIG" \
-        PROVE_TESTS="$1" PROVE_FLAGS="--verbose --jobs=$(nproc)")
+    # A machine that is busy can be ten times as slow as one that is not.
+    (cd "$work/src" && as_postgres env PGCTLTIMEOUT=600 PG_TEST_TIMEOUT_DEFAULT=600 \
+        make -s prove PG_CONFIG="$PG_CONFIG" PROVE_TESTS="$1" PROVE_FLAGS="--verbose --jobs=$(nproc)")
 }
 
 # A script that says "N passed, M failed" in its last line.

@@ -434,6 +434,9 @@ class Player:
             options["exclude"] = ()
         if options["on_duplicate"] == "latest" and not options["version"]:
             options["on_duplicate"] = None
+        # The order in which mode update writes, which a second unique index shows, depends on the plan.
+        if self.shape.feature == "unique" and options["mode"] == "update" and options["update"] is None:
+            options["exclude"] = ("ref",)
         self.staging, self.exclusive = options.pop("staging"), options.pop("exclusive")
         return options
 

@@ -156,6 +156,10 @@ class Model:
             self.state.deleted += 1
 
     def truncate(self):
+        # With ROLLBACK the file comes back, with the blocks that it has by now.
+        if self.state.blocks is not False and not self.state.truncated:
+            for before in self.saved:
+                before.blocks = before.blocks or None
         self.state.rows.clear()
         self.state.keyless.clear()
         self.state.blocks = False

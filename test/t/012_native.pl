@@ -525,6 +525,8 @@ $node->safe_psql(
     my $vacuums = 0;
 
     start($session, "CALL merge_often(1, 100); SELECT 'done'");
+    $node->poll_query_until('postgres', "SELECT state = 'active' FROM pg_stat_activity WHERE pid = $pid")
+      or die 'the merges did not start';
     while ($node->safe_psql('postgres', "SELECT state FROM pg_stat_activity WHERE pid = $pid") eq 'active')
     {
         # Freezing, and looking at every page, now and then.

@@ -54,6 +54,15 @@ sub wait_for_worker
     return worker($db, $on);
 }
 
+# A round of the worker that was under way at the reload goes by the old settings.
+sub wait_for_reload
+{
+    my ($pid) = @_;
+    wait_for('the worker knows of the reload', qq{
+        SELECT state = 'idle' AND state_change > pg_conf_load_time() FROM pg_stat_activity WHERE pid = $pid});
+    return;
+}
+
 sub wait_for_no_worker
 {
     my ($db, $what) = @_;
@@ -225,6 +234,7 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
 
     $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 0');
     $node->reload;
+    wait_for_reload($pid);
     $job = enqueue('loads', "'staging', 'target', '{id}', 'b3'");
     is( $node->safe_psql('loads', "SELECT status FROM idem_wait($job, '100 ms')"),
         'queued', 'max_workers = 0: no job is run');
@@ -400,6 +410,7 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
     my $session = $node->background_psql('loads', on_error_stop => 0);
     $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 0');
     $node->reload;
+    wait_for_reload($pid);
     my $job = enqueue('loads', "'staging', 'target', '{id}', 'locked'");
     $session->query_safe("BEGIN; SELECT idem_cancel($job)");
     $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 4');
@@ -503,7 +514,7 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
 
 # A statement that goes on until it is interrupted, as staging.
 $node->safe_psql('loads', q{
-    CREATE VIEW endless AS SELECT i::int AS id, 'v' AS v FROM generate_series(1, 1000000000) AS i
+    CREATE VIEW endless AS SELECT i::int AS id, 'v' AS v FROM (SELECT generate_series(1, 1000000000)) AS g (i)
     WHERE i % 10 = 11});
 
 sub run_endless_job
@@ -705,6 +716,8 @@ sub run_endless_job
 
 # Without a place for another process, jobs wait, and are run when there is one.
 {
+    # What the standby has run is still to be run here.
+    $node->safe_psql('loads', q{SELECT idem_cancel(job_id) FROM idem_jobs WHERE status = 'queued'});
     $node->append_conf('postgresql.conf', "idempotent_ingest.worker = on\nmax_worker_processes = 3");
     my $log = -s $node->logfile;
     $node->restart;
@@ -713,7 +726,11 @@ sub run_endless_job
     $node->wait_for_log(qr/could not start a process for a queued job/, $log);
     is( $node->safe_psql('loads', "SELECT status IN ('queued', 'running') FROM idem_jobs WHERE job_id = $job"),
         't', 'a job that finds no place waits');
-    $node->append_conf('postgresql.conf', 'max_worker_processes = 8');
+    # A worker that is stopped while it starts a job cannot give the attempt back.
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.worker = off');
+    $node->reload;
+    wait_for_no_worker('loads', 'the worker has given the job back');
+    $node->append_conf('postgresql.conf', "idempotent_ingest.worker = on\nmax_worker_processes = 8");
     $node->restart;
     is( $node->safe_psql('loads', "SELECT status, attempts FROM idem_wait($job)"),
         'succeeded|1', 'and has lost no attempt by that');

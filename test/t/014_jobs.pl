@@ -246,6 +246,10 @@ $node->safe_psql(
     $holder->query_safe('DELETE FROM held; SELECT pg_advisory_lock(1)');
     $node->append_conf('postgresql.conf', 'idempotent_ingest.max_workers = 0');
     $node->reload;
+    $node->poll_query_until('postgres', q{
+        SELECT state = 'idle' AND state_change > pg_conf_load_time() FROM pg_stat_activity
+        WHERE backend_type = 'idempotent_ingest worker'})
+      or die 'the worker does not wait';
     my $job = enqueue_as('postgres', "'staging', 'held', '{id}', 'by hand'");
     my $runner = $node->background_psql('postgres', on_error_stop => 0);
     start($runner, 'CALL idem_run_jobs()');
