@@ -71,8 +71,9 @@ static uint64 plan_clock = 0;
 
 /*
  * The size of a table in blocks; 0 for what has no storage, but parts that have.
- * What is not known of a foreign table is taken for much: it is no harm to read a
- * target as a whole for few rows, beside looking up many one by one.
+ * What is not known of a foreign table, which can be a part of staging only, is
+ * taken for much: it is no harm to read a target as a whole for few rows, beside
+ * looking up many one by one.
  */
 static BlockNumber
 relation_blocks(Oid relid)

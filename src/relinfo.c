@@ -237,7 +237,7 @@ compare_target_order(const void *a, const void *b)
  * key; NIL if there is neither.
  */
 static List *
-names_of_key(const IdemMergeInfo *info, Relation target)
+requested_key_names(const IdemMergeInfo *info, Relation target)
 {
 	List	   *names = NIL;
 	Relation	index;
@@ -639,7 +639,7 @@ idem_relinfo_resolve(const IdemRequest *request)
 		info->on_duplicate = request->version_cols != NIL ?
 			IDEM_DUPLICATE_LATEST : IDEM_DUPLICATE_ERROR;
 
-	keys = names_of_key(info, target);
+	keys = requested_key_names(info, target);
 	pair_columns(info, staging, target, keys);
 	idem_keyindex_find(info, target, requested_key(info, staging, target, keys));
 	use_versions(info, resolve_names(info, staging, target, "version_cols",
