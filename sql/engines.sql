@@ -481,6 +481,17 @@ SELECT by_both($$ 'us', 'u', '{k}', 'b' $$, 'INSERT INTO us VALUES ' || staged) 
     $$ (5, 'z'), (6, 'z') $$,           -- among themselves
     $$ (10, NULL), (20, NULL), (40, NULL) $$,
     $$ (5, 'five'), (10, 'a'), (15, 'b') $$]) staged;
+-- All of the batch is looked at before a row is written: whatever the plan, what
+-- is wrong with the batch is the error, and not what a constraint says of a row.
+CREATE TABLE faulty (k int PRIMARY KEY, v int CHECK (v > 0), ver int);
+CREATE TABLE faulty_s (k int, v int, ver int);
+INSERT INTO faulty VALUES (2, 2, 2);
+INSERT INTO faulty_s VALUES (1, 0, 1), (2, 1, 1), (3, 3, 3), (3, 4, 3);
+SELECT by_both(arguments, format('SET LOCAL enable_%s = off; SET LOCAL enable_%s = off', barred[1], barred[2]))
+FROM (VALUES ($$ 'faulty_s', 'faulty', '{k}', 'b', mode => 'insert' $$), ($$ 'faulty_s', 'faulty', '{k}', 'b', mode => 'upsert' $$),
+             ($$ 'faulty_s', 'faulty', '{k}', 'b', version_cols => '{ver}', on_duplicate => 'any', on_stale => 'error' $$),
+             ($$ 'faulty_s', 'faulty', '{k}', 'b', on_duplicate => 'any' $$)) a (arguments),
+     (VALUES ('{hashjoin,mergejoin}'::text[]), ('{hashjoin,nestloop}'), ('{mergejoin,nestloop}')) b (barred);
 -- Partial, expression and other indexes; what they find afterwards.
 CREATE TABLE x (k int PRIMARY KEY, v text, n int, a int[]);
 CREATE INDEX x_lower ON x (lower(v));

@@ -16,7 +16,7 @@
  *				WHERE idem_row_distinct($1, d.k, d.v)) AS s
  *		  LEFT JOIN target AS t ON t.k = s.k
  *		  WHERE idem_row_classify($1, t.k, s.v, t.v)
- *		  ORDER BY s.k OFFSET 0) AS p
+ *		  ORDER BY CASE WHEN random() IS NOT NULL THEN s.k END OFFSET 0) AS p
  *	WHERE idem_row_propose($1, p.matched, p.k)
  *	ON CONFLICT (k) DO UPDATE SET v = EXCLUDED.v
  *	WHERE idem_row_guard($1, EXCLUDED.v, t.v)
@@ -32,6 +32,11 @@
  *	  outer side of a left join, or is materialized;
  *	- unchanged and stale rows are gone before INSERT, so that they are not
  *	  locked, logged, or proposed to triggers and sequences;
+ *	- all rows have been looked at before the first one is written, so that it
+ *	  does not depend on the plan whether a fault of the batch is reported, or
+ *	  a constraint that one of its rows violates: a join may keep the order,
+ *	  but nothing is known to be in that of a volatile expression, so that
+ *	  there is always a sort;
  *	- idem_row_propose is evaluated directly below INSERT, so that what happens
  *	  between two of its calls happened to one row.
  *
@@ -237,15 +242,21 @@ direction(Oid operator, Oid type, bool nulls_first)
 	return psprintf(" USING %s NULLS %s", operator_name(operator), nulls_first ? "FIRST" : "LAST");
 }
 
-/* ORDER BY's list: the key as its index has it. */
+/*
+ * ORDER BY's list: the key as its index has it. With sort_always, there is a
+ * sort even where the planner knows rows to be in this order.
+ */
 static void
-append_key_order(StringInfo sql, const Generator *gen, const char *alias)
+append_key_order(StringInfo sql, const Generator *gen, const char *alias, bool sort_always)
 {
 	for (int i = 0; i < gen->info->nkeys; i++)
 	{
 		const IdemKeyColumn *key = &gen->info->keys[i];
+		char	   *value = key_value(gen, alias, key);
 
-		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "", key_value(gen, alias, key),
+		if (i == 0 && sort_always)
+			value = psprintf("CASE WHEN pg_catalog.random() IS NOT NULL THEN %s END", value);
+		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "", value,
 						 direction(key->sort_operator, key->opcintype, key->nulls_first));
 	}
 }
@@ -364,7 +375,7 @@ append_distinct_rows(StringInfo sql, const Generator *gen, const char *indent)
 	append_all_arguments(sql, gen, "s");
 	appendStringInfo(sql, ")\n%s            OFFSET 0\n%s        ) AS s\n%s    ) AS c\n%s    ORDER BY ",
 					 indent, indent, indent, indent);
-	append_key_order(sql, gen, "c");
+	append_key_order(sql, gen, "c", false);
 	for (int i = 0; i < info->nversions; i++)
 	{
 		const IdemVersionColumn *version = &info->versions[i];
@@ -603,7 +614,7 @@ generate_update(const Generator *gen)
 	appendStringInfo(&sql, "\n        THEN %s.idem_row_classify($1, %s", gen->schema, gen->witness);
 	append_pairs(&sql, gen, "s");
 	appendStringInfoString(&sql, ") ELSE false END\n    ORDER BY ");
-	append_key_order(&sql, gen, "s");
+	append_key_order(&sql, gen, "s", false);
 	appendStringInfo(&sql, "\n    FOR NO KEY UPDATE OF t\n), u AS (\n    UPDATE %s AS t\n    SET ",
 					 info->target_name);
 	for (int i = 0; i < info->ncolumns; i++)
@@ -713,7 +724,7 @@ generate_insert(const Generator *gen)
 		append_classified_rows(&sql, gen, classified_tlist(gen),
 							   distinct_from(gen, false, "    "), "    ");
 	appendStringInfoString(&sql, "    ORDER BY ");
-	append_key_order(&sql, gen, "s");
+	append_key_order(&sql, gen, "s", true);
 	appendStringInfo(&sql, "\n    OFFSET 0\n) AS p\nWHERE %s.idem_row_propose($1, p.%s",
 					 gen->schema, gen->matched);
 	append_key_arguments(&sql, gen, "p");
