@@ -414,6 +414,15 @@ SELECT by_both($$ 'cs', 'c', '{k}', 'b' $$, :'restart' || 'ALTER TABLE cs ADD w 
 CREATE FUNCTION count_t() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM engines.t';
 SELECT by_both($$ 'cs', 'c', '{k}', 'b' $$, :'restart' || 'ALTER TABLE c ALTER computed SET DEFAULT 1 / 0');
 SELECT by_both($$ 'cs', 'c', '{k}', 'b' $$, :'restart' || 'ALTER TABLE c ALTER computed SET DEFAULT engines.count_t()');
+-- As for INSERT, one that fails, or that the caller may not run, is an error even if no row needs it.
+CREATE FUNCTION secret() RETURNS int LANGUAGE plpgsql AS 'BEGIN RETURN 1; END';
+REVOKE EXECUTE ON FUNCTION secret() FROM PUBLIC;
+GRANT SELECT, INSERT, UPDATE ON c TO idem_e_user;
+GRANT SELECT ON cs TO idem_e_user;
+SELECT by_both(arguments, :'restart' || 'DELETE FROM cs WHERE k > 2; ALTER TABLE c ALTER computed SET DEFAULT ' || computed)
+FROM (VALUES ('1 / 0'), ('secret(); SET LOCAL ROLE idem_e_user')) d (computed),
+     (VALUES ($$ 'cs', 'c', '{k}', 'b' $$), ($$ 'cs', 'c', '{k}', 'b', mode => 'insert' $$), ($$ 'cs', 'c', '{k}', 'b', mode => 'update' $$)) a (arguments);
+REVOKE ALL ON c, cs FROM idem_e_user;
 
 -- Constraints: NOT NULL, CHECK, domains, lengths; for new rows and for stored ones.
 CREATE DOMAIN even AS int CHECK (VALUE % 2 = 0);

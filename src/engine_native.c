@@ -666,8 +666,8 @@ write_rest(NativeRun *run)
 		write_changed(run);
 	else if (run->fills && !idem_batch_is_sorted(run->batch))
 		write_all(run);
-	/* Statement triggers fire for nothing, too. */
-	if (run->writer == NULL && run->target->trigdesc)
+	/* Statement triggers fire for nothing, too, and defaults are compiled. */
+	if (run->writer == NULL && (run->target->trigdesc || run->info->uses_defaults))
 		run->writer = idem_writer_begin(run->info, run->target, run->snapshot, run->fills);
 	if (run->writer == NULL)
 		return;

@@ -445,7 +445,10 @@ use_column_lists(IdemMergeInfo *info, Relation staging, Relation target)
 	}
 }
 
-/* List the columns of the target that staging does not give. */
+/*
+ * Look at the columns of the target that staging does not give. They are listed
+ * where a stored row is proposed anew, which is to keep what it has there.
+ */
 static void
 find_lacking_columns(IdemMergeInfo *info, Relation target)
 {
@@ -456,9 +459,16 @@ find_lacking_columns(IdemMergeInfo *info, Relation target)
 	{
 		Form_pg_attribute att = TupleDescAttr(stored, i);
 		IdemLackingColumn *lacking = &info->lacking[info->nlacking];
+		bool		has_default;
 
 		if (att->attisdropped || att->attgenerated != '\0' ||
 			idem_relinfo_find_column(info, NameStr(att->attname)) >= 0)
+			continue;
+		has_default = att->atthasdef || att->attidentity != '\0' ||
+			get_typtype(att->atttypid) == TYPTYPE_DOMAIN ||
+			get_typdefault(att->atttypid) != NULL;
+		info->uses_defaults |= has_default;
+		if (info->request->mode != IDEM_MODE_UPSERT)
 			continue;
 
 		/*
@@ -471,9 +481,7 @@ find_lacking_columns(IdemMergeInfo *info, Relation target)
 		lacking->name = pstrdup(NameStr(att->attname));
 		lacking->attnum = att->attnum;
 		lacking->type = att->atttypid;
-		lacking->has_default = att->atthasdef || att->attidentity != '\0' ||
-			get_typtype(att->atttypid) == TYPTYPE_DOMAIN ||
-			get_typdefault(att->atttypid) != NULL;
+		lacking->has_default = has_default;
 		if (att->attidentity == ATTRIBUTE_IDENTITY_ALWAYS)
 			info->overrides_identity = true;
 		info->keeps_stored = true;
@@ -645,7 +653,7 @@ idem_relinfo_resolve(const IdemRequest *request)
 	use_versions(info, resolve_names(info, staging, target, "version_cols",
 									 request->version_cols));
 	use_column_lists(info, staging, target);
-	if (request->mode == IDEM_MODE_UPSERT)
+	if (request->mode != IDEM_MODE_UPDATE)
 		find_lacking_columns(info, target);
 	info->has_row_triggers = has_row_triggers(info->target);
 	if (request->target_predicate)

@@ -160,6 +160,7 @@ typedef struct IdemMergeInfo
 	int			nversions;
 	IdemLackingColumn *lacking;
 	int			nlacking;
+	bool		uses_defaults;	/* new rows may get one of their defaults */
 	List	   *generated;		/* staged columns that the target generates,
 								 * of char * */
 	List	   *added;			/* positions of columns that are to be added */

@@ -178,6 +178,24 @@ save_row(IdemRun *run, SavedRow *saved, int ncolumns, const Datum *values, const
 }
 
 /*
+ * Compile the defaults of columns that staging lacks: before a row needs one, as
+ * for an INSERT, so that what is wrong with a default is an error at once.
+ */
+static void
+prepare_defaults(IdemRun *run)
+{
+	Relation	target = table_open(run->info->target, NoLock);
+
+	run->estate = CreateExecutorState();
+	for (int i = 0; i < run->info->nlacking; i++)
+		if (run->info->lacking[i].has_default)
+			run->defaults[i] = ExecPrepareExpr(idem_resultrel_default(target,
+																	  run->info->lacking[i].attnum),
+											   run->estate);
+	table_close(target, NoLock);
+}
+
+/*
  * Begin a run and make it the active one. The columns are those that
  * idem_row_staged gets, in that order. It lives in a context below the current
  * one; idem_rowfuncs_end() must be called, also after an error.
@@ -233,6 +251,8 @@ idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 		init_saved_row(&run->first, ncolumns);
 		init_saved_row(&run->proposed_key, info->nkeys);
 		run->defaults = palloc0(sizeof(ExprState *) * Max(info->nlacking, 1));
+		if (kind == IDEM_RUN_APPLY && info->nlacking > 0)
+			prepare_defaults(run);
 	}
 	run->fingerprint = idem_rowhash_begin(ncolumns, names, types, covered);
 
@@ -640,23 +660,6 @@ idem_row_applied(PG_FUNCTION_ARGS)
 	PG_RETURN_BOOL(true);
 }
 
-/* Compile the default of a column that staging lacks. */
-static ExprState *
-prepare_default(IdemRun *run, const IdemLackingColumn *lacking)
-{
-	MemoryContext old_context = MemoryContextSwitchTo(run->context);
-	Relation	target = table_open(run->info->target, NoLock);
-	Expr	   *expression = idem_resultrel_default(target, lacking->attnum);
-	ExprState  *state;
-
-	if (run->estate == NULL)
-		run->estate = CreateExecutorState();
-	state = ExecPrepareExpr(expression, run->estate);
-	table_close(target, NoLock);
-	MemoryContextSwitchTo(old_context);
-	return state;
-}
-
 /*
  * The default of a column: for a row that is new, and only then, as the
  * executor would evaluate it for a column that INSERT does not name. Identity
@@ -672,10 +675,8 @@ idem_column_default(PG_FUNCTION_ARGS)
 
 	for (int i = 0; i < run->info->nlacking; i++)
 	{
-		if (run->info->lacking[i].attnum != attnum)
+		if (run->info->lacking[i].attnum != attnum || run->defaults[i] == NULL)
 			continue;
-		if (run->defaults[i] == NULL)
-			run->defaults[i] = prepare_default(run, &run->info->lacking[i]);
 		/* In the caller's memory: the value lives as long as the row. */
 		result = ExecEvalExpr(run->defaults[i], GetPerTupleExprContext(run->estate), &isnull);
 		if (isnull)
