@@ -422,6 +422,8 @@ GRANT SELECT ON cs TO idem_e_user;
 SELECT by_both(arguments, :'restart' || 'DELETE FROM cs WHERE k > 2; ALTER TABLE c ALTER computed SET DEFAULT ' || computed)
 FROM (VALUES ('1 / 0'), ('secret(); SET LOCAL ROLE idem_e_user')) d (computed),
      (VALUES ($$ 'cs', 'c', '{k}', 'b' $$), ($$ 'cs', 'c', '{k}', 'b', mode => 'insert' $$), ($$ 'cs', 'c', '{k}', 'b', mode => 'update' $$)) a (arguments);
+-- It comes before anything that is wrong with staged rows.
+SELECT by_both($$ 'cs', 'c', '{k}', 'b' $$, :'restart' || 'ALTER TABLE cs ALTER k TYPE bigint; UPDATE cs SET k = 3000000000 WHERE k = 4; ALTER TABLE c ALTER computed SET DEFAULT 1 / 0');
 REVOKE ALL ON c, cs FROM idem_e_user;
 
 -- Constraints: NOT NULL, CHECK, domains, lengths; for new rows and for stored ones.
@@ -494,13 +496,19 @@ SELECT by_both($$ 'us', 'u', '{k}', 'b' $$, 'INSERT INTO us VALUES ' || staged) 
 -- is wrong with the batch is the error, and not what a constraint says of a row.
 CREATE TABLE faulty (k int PRIMARY KEY, v int CHECK (v > 0), ver int);
 CREATE TABLE faulty_s (k int, v int, ver int);
-INSERT INTO faulty VALUES (2, 2, 2);
-INSERT INTO faulty_s VALUES (1, 0, 1), (2, 1, 1), (3, 3, 3), (3, 4, 3);
-SELECT by_both(arguments, format('SET LOCAL enable_%s = off; SET LOCAL enable_%s = off', barred[1], barred[2]))
-FROM (VALUES ($$ 'faulty_s', 'faulty', '{k}', 'b', mode => 'insert' $$), ($$ 'faulty_s', 'faulty', '{k}', 'b', mode => 'upsert' $$),
-             ($$ 'faulty_s', 'faulty', '{k}', 'b', version_cols => '{ver}', on_duplicate => 'any', on_stale => 'error' $$),
-             ($$ 'faulty_s', 'faulty', '{k}', 'b', on_duplicate => 'any' $$)) a (arguments),
+INSERT INTO faulty VALUES (1, 1, 1), (2, 2, 2), (3, 2, 2);
+INSERT INTO faulty_s VALUES (0, 0, 1), (1, 0, 1), (2, 1, 1), (3, 3, 3), (3, 4, 3);
+SELECT by_both($$ 'faulty_s', 'faulty', '{k}', 'b', $$ || arguments,
+               format('DISCARD PLANS; SET LOCAL enable_%s = off; SET LOCAL enable_%s = off', barred[1], barred[2]))
+FROM (VALUES ($$ mode => 'insert' $$), ($$ mode => 'upsert' $$), ($$ mode => 'update' $$),
+             ($$ version_cols => '{ver}', on_duplicate => 'any', on_stale => 'error' $$),
+             ($$ version_cols => '{ver}', on_duplicate => 'any', on_stale => 'error', mode => 'update' $$),
+             ($$ on_duplicate => 'any' $$), ($$ on_duplicate => 'any', mode => 'update' $$)) a (arguments),
      (VALUES ('{hashjoin,mergejoin}'::text[]), ('{hashjoin,nestloop}'), ('{mergejoin,nestloop}')) b (barred);
+-- Before that: a default, and what cannot be converted.
+SELECT by_both($$ 'faulty_s', 'faulty', '{k}', 'b', version_cols => '{ver}', on_duplicate => 'any', on_stale => 'error' $$,
+               'ALTER TABLE faulty ADD d int DEFAULT ' || d || '; ALTER TABLE faulty_s ALTER k TYPE bigint; INSERT INTO faulty_s VALUES (3000000000, 1, 1)')
+FROM (VALUES ('1'), ('1; ALTER TABLE faulty ALTER d SET DEFAULT 1 / 0')) AS d (d);
 -- Partial, expression and other indexes; what they find afterwards.
 CREATE TABLE x (k int PRIMARY KEY, v text, n int, a int[]);
 CREATE INDEX x_lower ON x (lower(v));

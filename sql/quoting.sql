@@ -277,6 +277,28 @@ SELECT summary FROM idem_merge('ops.s', 'ops.t', '{k}', mode => 'update');
 SELECT summary FROM idem_merge('ops.s', 'ops.t', '{k}');
 SELECT summary FROM idem_merge('ops.s', 'ops.t', '{k}', mode => 'insert');
 SELECT * FROM ops.t ORDER BY k;
+-- an operator class for the domain itself
+CREATE DOMAIN ops.own AS int;
+CREATE FUNCTION ops.own_cmp(ops.own, ops.own) RETURNS int LANGUAGE internal IMMUTABLE STRICT AS 'btint4cmp';
+DO $$
+DECLARE
+    name text; operator text;
+BEGIN
+    FOR name, operator IN VALUES ('lt', '<'), ('le', '<='), ('eq', '='), ('ge', '>='), ('gt', '>') LOOP
+        EXECUTE format('CREATE FUNCTION ops.own_%s(ops.own, ops.own) RETURNS boolean LANGUAGE internal IMMUTABLE STRICT AS ''int4%1$s''', name);
+        EXECUTE format('CREATE OPERATOR ops.%s (LEFTARG = ops.own, RIGHTARG = ops.own, PROCEDURE = ops.own_%s)', operator, name);
+    END LOOP;
+END $$;
+CREATE OPERATOR CLASS ops.own_ops FOR TYPE ops.own USING btree AS
+    OPERATOR 1 ops.<, OPERATOR 2 ops.<=, OPERATOR 3 ops.=, OPERATOR 4 ops.>=, OPERATOR 5 ops.>,
+    FUNCTION 1 ops.own_cmp(ops.own, ops.own);
+CREATE TABLE ops.u (k ops.own, v text);
+CREATE UNIQUE INDEX ON ops.u (k ops.own_ops DESC);
+INSERT INTO ops.u VALUES (2, 'old'), (3, 'same');
+SELECT summary FROM idem_merge('ops.s', 'ops.u', '{k}', mode => 'update');
+SELECT summary FROM idem_merge('ops.s', 'ops.u', '{k}');
+SELECT summary FROM idem_merge('ops.s', 'ops.u', '{k}', mode => 'insert');
+SELECT * FROM ops.u ORDER BY k;
 SET client_min_messages = warning;
 DROP SCHEMA ops CASCADE;
 RESET client_min_messages;

@@ -98,6 +98,7 @@ typedef struct NativeRun
 	bool		fills;			/* an empty target, which is ours alone */
 	IdemChanges *changes;		/* what is to be written, if it has to be
 								 * sorted first */
+	IdemDefaults *defaults;		/* NULL if new rows get none */
 	IdemWriter *writer;			/* NULL: there was nothing to write yet */
 } NativeRun;
 
@@ -292,6 +293,13 @@ note_unwritten(const NativeRun *run)
 								 counts->skipped);
 }
 
+static void
+begin_writing(NativeRun *run)
+{
+	run->writer = idem_writer_begin(run->info, run->target, run->defaults, run->snapshot,
+									run->fills);
+}
+
 /* Insert a row that was fetched, or replace the one at tid. Notes contention. */
 static void
 write_row(NativeRun *run, IdemRow *row, IdemRowRef ref, ItemPointer tid)
@@ -299,7 +307,7 @@ write_row(NativeRun *run, IdemRow *row, IdemRowRef ref, ItemPointer tid)
 	bool		done;
 
 	if (run->writer == NULL)
-		run->writer = idem_writer_begin(run->info, run->target, run->snapshot, run->fills);
+		begin_writing(run);
 	if (tid == NULL && ref != 0 && idem_store_is_whole(run->store, row))
 		done = idem_writer_insert_whole(run->writer, &row->tuple);
 	else
@@ -666,9 +674,9 @@ write_rest(NativeRun *run)
 		write_changed(run);
 	else if (run->fills && !idem_batch_is_sorted(run->batch))
 		write_all(run);
-	/* Statement triggers fire for nothing, too, and defaults are compiled. */
-	if (run->writer == NULL && (run->target->trigdesc || run->info->uses_defaults))
-		run->writer = idem_writer_begin(run->info, run->target, run->snapshot, run->fills);
+	/* Statement triggers fire for nothing, too. */
+	if (run->writer == NULL && run->target->trigdesc)
+		begin_writing(run);
 	if (run->writer == NULL)
 		return;
 	run->contention = run->contention || !idem_writer_flush(run->writer);
@@ -739,6 +747,9 @@ attempt(void *arg)
 	PushActiveSnapshot(GetTransactionSnapshot());
 	run->snapshot = GetActiveSnapshot();
 	run->store = idem_batch_store(run->batch);
+	/* What is wrong with a default is an error at once, as for INSERT. */
+	if (run->info->uses_defaults)
+		run->defaults = idem_writer_compile_defaults(run->info, run->target);
 	prepare(run);
 	begin_progress(run);
 	find_largest_key(run);

@@ -356,12 +356,6 @@ idem_engine_sql_apply(IdemSource *source, const IdemMergeInfo *info,
 	merge_columns(info, &args.names, &args.types);
 	idem_source_materialize(source);
 
-	/*
-	 * Whether a stale row or a fault of another one is met first would depend
-	 * on the plan.
-	 */
-	if (info->request->on_stale == IDEM_STALE_ERROR && info->nversions > 0)
-		idem_engine_sql_classify(source, info, counts, fingerprint);
 	for (int i = 0; i < (can_retry ? MAX_ATTEMPTS : 1); i++)
 	{
 		if (can_retry ? idem_attempt_run(attempt_apply, &args) : attempt_apply(&args))

@@ -29,6 +29,7 @@
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
+#include "optimizer/optimizer.h"
 #include "utils/backend_progress.h"
 #include "utils/snapmgr.h"
 
@@ -39,6 +40,14 @@
 /* As COPY does it. */
 #define MAX_BUFFERED_ROWS	1000
 #define MAX_BUFFERED_BYTES	65535
+
+/* What new rows have in columns that staging does not give. */
+struct IdemDefaults
+{
+	int			count;
+	AttrNumber *attnums;
+	ExprState **states;
+};
 
 struct IdemWriter
 {
@@ -52,9 +61,7 @@ struct IdemWriter
 	TransitionCaptureState *inserted_rows;
 	TransitionCaptureState *updated_rows;
 
-	int			nmissing;		/* columns that staging lacks */
-	AttrNumber *missing;
-	ExprState **defaults;		/* NULL for a plain NULL */
+	const IdemDefaults *defaults;	/* NULL if no new row gets any */
 
 	TupleTableSlot *old_slot;
 	TupleTableSlot *new_slot;
@@ -70,27 +77,33 @@ struct IdemWriter
 	int64		written;		/* for pg_stat_progress_copy */
 };
 
-/* Find the columns that staging does not give, and what they get in new rows. */
-static void
-prepare_defaults(IdemWriter *writer)
+/*
+ * Compile the defaults of columns that staging does not give. Lives in the
+ * current memory context.
+ */
+IdemDefaults *
+idem_writer_compile_defaults(const IdemMergeInfo *info, Relation target)
 {
-	TupleDesc	tupdesc = RelationGetDescr(writer->target);
+	TupleDesc	tupdesc = RelationGetDescr(target);
+	IdemDefaults *defaults = palloc0(sizeof(IdemDefaults));
 
-	writer->missing = palloc(sizeof(AttrNumber) * tupdesc->natts);
-	writer->defaults = palloc0(sizeof(ExprState *) * tupdesc->natts);
+	defaults->attnums = palloc(sizeof(AttrNumber) * tupdesc->natts);
+	defaults->states = palloc(sizeof(ExprState *) * tupdesc->natts);
 	for (int i = 0; i < tupdesc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(tupdesc, i);
 		Expr	   *expression;
 
 		if (att->attisdropped || att->attgenerated != '\0' ||
-			idem_relinfo_find_column(writer->info, NameStr(att->attname)) >= 0)
+			idem_relinfo_find_column(info, NameStr(att->attname)) >= 0)
 			continue;
-		expression = idem_resultrel_default(writer->target, att->attnum);
-		if (expression)
-			writer->defaults[writer->nmissing] = ExecPrepareExpr(expression, writer->result.estate);
-		writer->missing[writer->nmissing++] = att->attnum;
+		expression = idem_resultrel_default(target, att->attnum);
+		if (expression == NULL)
+			continue;			/* a plain NULL */
+		defaults->attnums[defaults->count] = att->attnum;
+		defaults->states[defaults->count++] = ExecInitExpr(expression_planner(expression), NULL);
 	}
+	return defaults;
 }
 
 /*
@@ -160,13 +173,14 @@ idem_writer_may_fill(const IdemMergeInfo *info, Relation target)
 
 /*
  * Begin to write. The caller holds RowExclusiveLock, and the snapshot is the
- * active one. Lives in the current memory context; BEFORE STATEMENT triggers
- * fire. With indexes_later, for which idem_writer_may_fill() must be true, its
- * indexes are built in idem_writer_finish().
+ * active one. defaults can be NULL if new rows get none. Lives in the current
+ * memory context; BEFORE STATEMENT triggers fire. With indexes_later, for which
+ * idem_writer_may_fill() must be true, its indexes are built in
+ * idem_writer_finish().
  */
 IdemWriter *
-idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
-				  bool indexes_later)
+idem_writer_begin(const IdemMergeInfo *info, Relation target, const IdemDefaults *defaults,
+				  Snapshot snapshot, bool indexes_later)
 {
 	IdemWriter *writer = palloc0(sizeof(IdemWriter));
 	Bitmapset  *updated = NULL;
@@ -175,6 +189,7 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 
 	writer->info = info;
 	writer->target = target;
+	writer->defaults = defaults;
 	writer->snapshot = snapshot;
 	writer->inserts = mode != IDEM_MODE_UPDATE;
 	writer->updates = mode != IDEM_MODE_INSERT && info->sets_anything;
@@ -192,8 +207,6 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, Snapshot snapshot,
 	writer->bulk = GetBulkInsertState();
 	writer->old_slot = table_slot_create(target, NULL);
 	writer->new_slot = table_slot_create(target, NULL);
-	if (writer->inserts)
-		prepare_defaults(writer);
 
 	AfterTriggerBeginQuery();
 	if (target->trigdesc)
@@ -321,15 +334,14 @@ idem_writer_insert(IdemWriter *writer, const Datum *values, const bool *nulls)
 	memset(slot->tts_values, 0, sizeof(Datum) * natts);
 	memset(slot->tts_isnull, true, sizeof(bool) * natts);
 	set_staged(writer, slot, true, values, nulls);
-	for (int i = 0; i < writer->nmissing; i++)
-		if (writer->defaults[i])
-		{
-			int			attribute = writer->missing[i] - 1;
+	for (int i = 0; writer->defaults && i < writer->defaults->count; i++)
+	{
+		int			attribute = writer->defaults->attnums[i] - 1;
 
-			slot->tts_values[attribute] = ExecEvalExpr(writer->defaults[i],
-													   GetPerTupleExprContext(writer->result.estate),
-													   &slot->tts_isnull[attribute]);
-		}
+		slot->tts_values[attribute] = ExecEvalExpr(writer->defaults->states[i],
+												   GetPerTupleExprContext(writer->result.estate),
+												   &slot->tts_isnull[attribute]);
+	}
 	ExecStoreVirtualTuple(slot);
 	idem_resultrel_complete_row(&writer->result, slot, CMD_INSERT);
 

@@ -611,12 +611,14 @@ save_proposed_key(IdemRun *run, FunctionCallInfo fcinfo)
 	save_row(run, &run->proposed_key, run->nkeys, values, nulls, images);
 }
 
-/* A row that INSERT takes next. */
+/* A row that INSERT or UPDATE takes next, unless the batch has a fault. */
 Datum
 idem_row_propose(PG_FUNCTION_ARGS)
 {
 	IdemRun    *run = find_run(fcinfo);
 
+	if (run->info->request->mode == IDEM_MODE_UPDATE)
+		PG_RETURN_BOOL(!run->failed);
 	finish_row(run);
 	run->row.active = !run->failed;
 	run->row.matched = PG_GETARG_BOOL(1);

@@ -16,7 +16,8 @@
  *				WHERE idem_row_distinct($1, d.k, d.v)) AS s
  *		  LEFT JOIN target AS t ON t.k = s.k
  *		  WHERE idem_row_classify($1, t.k, s.v, t.v)
- *		  ORDER BY CASE WHEN random() IS NOT NULL THEN s.k END OFFSET 0) AS p
+ *		  ORDER BY CASE WHEN clock_timestamp() IS NOT NULL THEN s.k ELSE s.k END
+ *		  OFFSET 0) AS p
  *	WHERE idem_row_propose($1, p.matched, p.k)
  *	ON CONFLICT (k) DO UPDATE SET v = EXCLUDED.v
  *	WHERE idem_row_guard($1, EXCLUDED.v, t.v)
@@ -254,8 +255,10 @@ append_key_order(StringInfo sql, const Generator *gen, const char *alias, bool s
 		const IdemKeyColumn *key = &gen->info->keys[i];
 		char	   *value = key_value(gen, alias, key);
 
+		/* Without ELSE, a domain would become its base type. */
 		if (i == 0 && sort_always)
-			value = psprintf("CASE WHEN pg_catalog.random() IS NOT NULL THEN %s END", value);
+			value = psprintf("CASE WHEN pg_catalog.clock_timestamp() IS NOT NULL THEN %s ELSE %s END",
+							 value, value);
 		appendStringInfo(sql, "%s%s%s", i > 0 ? ", " : "", value,
 						 direction(key->sort_operator, key->opcintype, key->nulls_first));
 	}
@@ -625,10 +628,14 @@ generate_update(const Generator *gen)
 		}
 
 	/*
-	 * A join may stop early; all rows are to be locked before the first is
-	 * written.
+	 * A join may stop early; all rows are to be looked at, and locked, before
+	 * the first is written, and none is if there is a fault.
 	 */
-	appendStringInfoString(&sql, "\n    FROM l\n    WHERE (SELECT pg_catalog.count(*) FROM l) IS NOT NULL\n      AND ");
+	appendStringInfo(&sql, "\n    FROM l\n    WHERE (SELECT pg_catalog.count(*) FROM " DISTINCT_ROWS_NAME ") IS NOT NULL"
+					 "\n      AND (SELECT pg_catalog.count(*) FROM l) IS NOT NULL"
+					 "\n      AND %s.idem_row_propose($1, true", gen->schema);
+	append_key_arguments(&sql, gen, "l");
+	appendStringInfoString(&sql, ")\n      AND ");
 	append_key_condition(&sql, gen, "t", "l", pattern);
 	appendStringInfo(&sql, "\n    RETURNING %s.idem_row_applied($1", gen->schema);
 	append_key_arguments(&sql, gen, "t");

@@ -121,7 +121,7 @@ class Model:
         self.extra = extra
         self.feature = feature
         self.nulls_are_keys = nulls_are_keys
-        # Which of several faults is reported is not said, so that these can always take another one's place.
+        # What a constraint says of rows.
         self.refusals = {SQLSTATES[feature]} if feature in SQLSTATES else set()
         self.keys = [column for column in columns if column.role == "key"]
         self.state = State(columns)
@@ -392,7 +392,7 @@ class Model:
             else:
                 counts["unchanged"] += 1
         if stale and call.on_stale == "error":
-            raise Refused({"II003"} | self.refusals)
+            raise Refused({"II003"})
         return tuple(counts[count] for count in COUNTS), writes
 
     def survivors(self, call, merged):
@@ -432,7 +432,7 @@ class Model:
         if sqlstates:
             if call.on_stale == "error":
                 sqlstates.add("II003")
-            raise Refused(sqlstates | self.refusals)
+            raise Refused(sqlstates)
         return by_key
 
 

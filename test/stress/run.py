@@ -57,19 +57,22 @@ def run(name, seed, processes):
     skipped = [what for what in seen if what.startswith("skipped: ")]
     for what in skipped:
         print(f"SKIPPED: {name}, {what.removeprefix('skipped: ')}")
-    if size >= default and not skipped:
+    if size >= default and not skipped and not problems:
         problems += [f"never seen: {what}" for what in expected if not seen[what]]
     for problem in problems:
         print(problem)
     print(f"# {name}: {', '.join(f'{what} {seen[what]}' for what in sorted(seen, key=str))}")
     print(f"{'not ok' if problems else 'ok'} - {name}, {variable}={size} SEED={seed}", flush=True)
+    # The first line says what it is; the others may be many.
+    for problem in problems:
+        print(f"#   {problem.strip().splitlines()[0]}", flush=True)
     minutes, seconds = divmod(int(time.monotonic() - began), 60)
     return f"{name:<14}{size:>9}{seed:>12}{len(problems):>10}{minutes:>7}:{seconds:02}", not problems
 
 
 def failure(error):
     """Of the test itself, or a server that is gone."""
-    return "".join(traceback.format_exception(error))
+    return f"{error!r}\n{''.join(traceback.format_exception(error))}"
 
 
 def main():

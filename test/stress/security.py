@@ -455,10 +455,13 @@ class Grid:
             become = f"SET LOCAL ROLE {self.roles['stranger']}"
         else:
             become = f"SET LOCAL {attempt.how.removeprefix('SET ')} {role}"
+        # UPDATE writes in the order of its plan, which decides between two faults. This is the order of the key.
+        loops = " ".join(f"SET LOCAL enable_{way} = off;" for way in ("hashjoin", "mergejoin", "seqscan"))
         path = ", ".join(f'"{part}"' for part in attempt.path.split(", ")) if attempt.path else "''"
         connection.execute(
             f"BEGIN; SET LOCAL idempotent_ingest.engine = {engine}; SET LOCAL search_path = {path};"
-            f" SET LOCAL row_security = {'on' if attempt.row_security else 'off'}; {become}"
+            f" SET LOCAL row_security = {'on' if attempt.row_security else 'off'};"
+            f" {loops if attempt.mode == 'update' else ''} {become}"
         )
         self.notices.clear()
         try:

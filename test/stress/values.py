@@ -41,6 +41,8 @@ class Kind:
         self.staged_text = connection.execute(
             "SELECT ARRAY[" + ", ".join(f"({literal})::text" for literal in self.literals) + "]"
         ).fetchone()[0]
+        # A process may have learned it before.
+        self.stored, self.image_rank, self.rank = [], {}, {}
         with connection.transaction(force_rollback=True):
             connection.execute(f"CREATE TABLE learn (i int, v {self.target}{self.collation})")
             for i, literal in enumerate(self.literals):
