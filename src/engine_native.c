@@ -32,6 +32,7 @@
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "optimizer/plancat.h"
+#include "storage/bufmgr.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -251,22 +252,22 @@ idem_engine_native_note_skipped(const IdemMergeInfo *info)
 
 /* Has the staged row at hand, whose hash is the same, the key of a stored one? */
 static bool
-has_key_of(const NativeRun *run, const TupleTableSlot *slot)
+has_key_of(const NativeRun *run, TupleTableSlot *slot)
 {
 	const IdemMergeInfo *info = run->info;
 
 	/* Of numbers the hash says so, unless the stored key is NULL. */
 	if (idem_batch_number_length(run->batch) > 0)
-		return !slot_attisnull((TupleTableSlot *) slot,
-							   info->columns[info->keys[0].column].target_attnum);
+		return !slot_attisnull(slot, info->columns[info->keys[0].column].target_attnum);
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		int			column = info->keys[i].column;
-		int			attribute = info->columns[column].target_attnum - 1;
+		bool		isnull;
+		Datum		value = slot_getattr(slot, info->columns[column].target_attnum, &isnull);
 
 		if (!idem_rowhash_equal(run->comparer->images[column],
 								run->staged->values[column], run->staged->nulls[column],
-								slot->tts_values[attribute], slot->tts_isnull[attribute]))
+								value, isnull))
 			return false;
 	}
 	return true;
@@ -445,15 +446,15 @@ scan_target(NativeRun *run)
 {
 	TableScanDesc scan = table_beginscan_compat(run->target, run->snapshot);
 	TupleTableSlot *next = table_slot_create(run->target, NULL);
-	TupleTableSlot *slots[IDEM_LOOK_AHEAD];
+	TupleTableSlot *stored = table_slot_create(run->target, NULL);
 	HeapTupleData tuples[IDEM_LOOK_AHEAD];
+	Buffer		buffers[IDEM_LOOK_AHEAD];	/* one pin for each run of equal
+											 * ones */
 	uint64		hashes[IDEM_LOOK_AHEAD];
 	IdemBatchEntry *entries[IDEM_LOOK_AHEAD];
 	IdemRowRef	refs[IDEM_LOOK_AHEAD];
 	bool		more = true;
 
-	for (int i = 0; i < IDEM_LOOK_AHEAD; i++)
-		slots[i] = table_slot_create(run->target, NULL);
 	while (more)
 	{
 		int			count;
@@ -469,9 +470,10 @@ scan_target(NativeRun *run)
 				break;
 			/* The scan goes on to use the tuple's header, not only the slot. */
 			tuples[count] = *ExecFetchSlotHeapTuple(next, false, NULL);
-			ExecStoreBufferHeapTuple(&tuples[count], slots[count],
-									 ((BufferHeapTupleTableSlot *) next)->buffer);
-			idem_index_get_key(run->info, slots[count], keys, nulls);
+			buffers[count] = ((BufferHeapTupleTableSlot *) next)->buffer;
+			if (count == 0 || buffers[count] != buffers[count - 1])
+				IncrBufferRefCount(buffers[count]);
+			idem_index_get_key(run->info, next, keys, nulls);
 			hashes[count] = idem_batch_hash(run->batch, keys, nulls);
 			idem_batch_prefetch(run->batch, hashes[count]);
 		}
@@ -494,18 +496,21 @@ scan_target(NativeRun *run)
 				else
 				{
 					idem_store_deform(run->store, run->staged);
-					if (!has_key_of(run, slots[i]))
+					ExecStoreBufferHeapTuple(&tuples[i], stored, buffers[i]);
+					if (!has_key_of(run, stored))
 						continue;
-					classify_pair(run, ref, slots[i]);
+					classify_pair(run, ref, stored);
 				}
 				idem_batch_set_matched(entry);
 				run->matched++;
 				break;
 			}
 		}
+		for (int i = 0; i < count; i++)
+			if (i == 0 || buffers[i] != buffers[i - 1])
+				ReleaseBuffer(buffers[i]);
 	}
-	for (int i = 0; i < IDEM_LOOK_AHEAD; i++)
-		ExecDropSingleTupleTableSlot(slots[i]);
+	ExecDropSingleTupleTableSlot(stored);
 	ExecDropSingleTupleTableSlot(next);
 	table_endscan(scan);
 
