@@ -272,8 +272,8 @@ begin_sort(IdemBatch *batch)
 	bool		nulls_first[INDEX_MAX_KEYS];
 	Size		limit = get_hash_memory_limit();
 
-	/* The fingerprint needs a share of what is much. */
-	limit = Min(limit, limit / 2 + SORT_MEMORY);
+	/* The table of keys and that of the fingerprint are there as well. */
+	limit = Min(limit, limit / 4 + SORT_MEMORY);
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		attnums[i] = info->keys[i].column + 1;

@@ -79,6 +79,8 @@
 	((Size) ((ncolumns) + 1) * (1 + sizeof(uint64) + MAX_INLINE_CONTENT))
 
 #define INITIAL_SLOTS		1024
+/* What overflows is sorted in this part of work_mem: it comes on top of the table. */
+#define OVERFLOW_SHARE		4
 #define MAX_PENDING			16
 
 typedef enum ImageKind
@@ -729,7 +731,8 @@ grow(IdemFingerprint *fingerprint)
 		fingerprint->overflow =
 			tuplesort_begin_datum(UUIDOID,
 								  lookup_type_cache(UUIDOID, TYPECACHE_LT_OPR)->lt_opr,
-								  InvalidOid, false, work_mem, NULL, TUPLESORT_NONE);
+								  InvalidOid, false, Max(work_mem / OVERFLOW_SHARE, 64), NULL,
+								  TUPLESORT_NONE);
 		return;
 	}
 	slots = MemoryContextAllocExtended(fingerprint->context, size,
