@@ -152,6 +152,9 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SECURITY INVOKER COST 1
 COMMENT ON FUNCTION @extschema@.idem_explain(regclass, regclass, text[], text, text, text[], text[], text[], text[], text, text, text, text, text, text, boolean, boolean, boolean, jsonb, text) IS
 $comment$What idem_merge() would do with the same arguments: the engine and why, the locks in the order in which they are taken, and the SQL statement. Nothing is read from staging or target and nothing is written. $1 in the statement stands for the running merge; the statement is to be read, not to be run by hand.$comment$;
 
+COMMENT ON FUNCTION @extschema@.idem_row_propose(bigint, boolean, "any") IS
+'Internal to idempotent_ingest: lets the row pass that is about to be written, unless the batch has a fault.';
+
 DO $restore$
 DECLARE
     name pg_catalog.text;

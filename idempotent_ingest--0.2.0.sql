@@ -349,7 +349,7 @@ CREATE FUNCTION @extschema@.idem_row_propose(handle bigint, matched boolean, VAR
 AS 'MODULE_PATHNAME', 'idem_row_propose'
 LANGUAGE C VOLATILE PARALLEL UNSAFE CALLED ON NULL INPUT SUPPORT @extschema@.idem_row_support;
 COMMENT ON FUNCTION @extschema@.idem_row_propose(bigint, boolean, "any") IS
-'Internal to idempotent_ingest: marks the row that is about to be inserted.';
+'Internal to idempotent_ingest: lets the row pass that is about to be written, unless the batch has a fault.';
 
 CREATE FUNCTION @extschema@.idem_row_guard(handle bigint, VARIADIC columns "any") RETURNS boolean
 AS 'MODULE_PATHNAME', 'idem_row_guard'
