@@ -278,29 +278,30 @@ SELECT summary FROM idem_merge('ops.s', 'ops.t', '{k}');
 SELECT summary FROM idem_merge('ops.s', 'ops.t', '{k}', mode => 'insert');
 SELECT * FROM ops.t ORDER BY k;
 -- an operator class for the domain itself
-CREATE DOMAIN ops.own AS int;
-CREATE FUNCTION ops.own_cmp(ops.own, ops.own) RETURNS int LANGUAGE internal IMMUTABLE STRICT AS 'btint4cmp';
+CREATE SCHEMA own;
+CREATE DOMAIN own.id AS int;
+CREATE FUNCTION own.cmp(own.id, own.id) RETURNS int LANGUAGE internal IMMUTABLE STRICT AS 'btint4cmp';
 DO $$
 DECLARE
     name text; operator text;
 BEGIN
     FOR name, operator IN VALUES ('lt', '<'), ('le', '<='), ('eq', '='), ('ge', '>='), ('gt', '>') LOOP
-        EXECUTE format('CREATE FUNCTION ops.own_%s(ops.own, ops.own) RETURNS boolean LANGUAGE internal IMMUTABLE STRICT AS ''int4%1$s''', name);
-        EXECUTE format('CREATE OPERATOR ops.%s (LEFTARG = ops.own, RIGHTARG = ops.own, PROCEDURE = ops.own_%s)', operator, name);
+        EXECUTE format('CREATE FUNCTION own.%s(own.id, own.id) RETURNS boolean LANGUAGE internal IMMUTABLE STRICT AS ''int4%1$s''', name);
+        EXECUTE format('CREATE OPERATOR own.%s (LEFTARG = own.id, RIGHTARG = own.id, PROCEDURE = own.%s)', operator, name);
     END LOOP;
 END $$;
-CREATE OPERATOR CLASS ops.own_ops FOR TYPE ops.own USING btree AS
-    OPERATOR 1 ops.<, OPERATOR 2 ops.<=, OPERATOR 3 ops.=, OPERATOR 4 ops.>=, OPERATOR 5 ops.>,
-    FUNCTION 1 ops.own_cmp(ops.own, ops.own);
-CREATE TABLE ops.u (k ops.own, v text);
-CREATE UNIQUE INDEX ON ops.u (k ops.own_ops DESC);
-INSERT INTO ops.u VALUES (2, 'old'), (3, 'same');
-SELECT summary FROM idem_merge('ops.s', 'ops.u', '{k}', mode => 'update');
-SELECT summary FROM idem_merge('ops.s', 'ops.u', '{k}');
-SELECT summary FROM idem_merge('ops.s', 'ops.u', '{k}', mode => 'insert');
-SELECT * FROM ops.u ORDER BY k;
+CREATE OPERATOR CLASS own.id_ops FOR TYPE own.id USING btree AS
+    OPERATOR 1 own.<, OPERATOR 2 own.<=, OPERATOR 3 own.=, OPERATOR 4 own.>=, OPERATOR 5 own.>,
+    FUNCTION 1 own.cmp(own.id, own.id);
+CREATE TABLE own.t (k own.id, v text);
+CREATE UNIQUE INDEX ON own.t (k own.id_ops DESC);
+INSERT INTO own.t VALUES (2, 'old'), (3, 'same');
+SELECT summary FROM idem_merge('ops.s', 'own.t', '{k}', mode => 'update');
+SELECT summary FROM idem_merge('ops.s', 'own.t', '{k}');
+SELECT summary FROM idem_merge('ops.s', 'own.t', '{k}', mode => 'insert');
+SELECT * FROM own.t ORDER BY k;
 SET client_min_messages = warning;
-DROP SCHEMA ops CASCADE;
+DROP SCHEMA ops, own CASCADE;
 RESET client_min_messages;
 
 --
