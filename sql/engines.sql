@@ -1061,6 +1061,37 @@ SELECT engine, summary FROM idem_merge('many', 'not_parted', '{k}', 'many');
 SELECT seq_scan + idx_scan AS scans FROM pg_stat_xact_user_tables WHERE schemaname = 'engines' AND relname = 'not_parted';
 COMMIT;
 
+-- How the native engine finds stored rows: by the index if they are few, else by
+-- a pass, where most stored rows are not staged (numbers, and keys of two columns).
+SET idempotent_ingest.engine = native;
+CREATE TABLE stored_n (k int PRIMARY KEY, v int);
+INSERT INTO stored_n SELECT i * 2, i FROM generate_series(1, 30000) AS i;
+CREATE TABLE stored_t (a text COLLATE "C", b int, v int, PRIMARY KEY (a, b));
+INSERT INTO stored_t SELECT 'key ' || i / 100, i * 2, i FROM generate_series(1, 30000) AS i;
+VACUUM ANALYZE stored_n, stored_t;
+-- One of three is new, one as stored, and one has changed.
+CREATE FUNCTION staged_of(rows int, every int) RETURNS TABLE (i int, k int, v int) LANGUAGE sql IMMUTABLE AS $$
+    SELECT i * every, i * every * 2 + (i % 3 = 0)::int, i * every * CASE WHEN i % 3 = 1 THEN -1 ELSE 1 END
+    FROM generate_series(1, rows) AS i
+$$;
+CREATE FUNCTION found_by(target regclass, rows int, OUT summary text, OUT passes bigint, OUT by_index bool, OUT count bigint, OUT sum bigint)
+LANGUAGE plpgsql AS $$
+DECLARE
+    before pg_stat_xact_user_tables;
+    keys name[] := CASE WHEN target = 'stored_n'::regclass THEN '{k}' ELSE '{a, b}' END;
+BEGIN
+    SELECT * INTO before FROM pg_stat_xact_user_tables AS s WHERE s.relid = target;
+    CREATE TEMP TABLE sought AS SELECT k, v, 'key ' || i / 100 AS a, k AS b FROM staged_of(rows, 30000 / rows);
+    EXECUTE format('ALTER TABLE sought %s', CASE WHEN cardinality(keys) = 1 THEN 'DROP a, DROP b' ELSE 'DROP k' END);
+    SELECT m.summary INTO summary FROM idem_merge('sought', target, keys, 'batch') AS m;
+    SELECT s.seq_scan - before.seq_scan, s.idx_scan - before.idx_scan >= rows INTO passes, by_index
+    FROM pg_stat_xact_user_tables AS s WHERE s.relid = target;
+    EXECUTE format('SELECT count(*), sum(v) FROM %s', target) INTO count, sum;
+END $$;
+SELECT format('BEGIN; SELECT * FROM found_by(%L, %s); ROLLBACK', target, rows)
+FROM unnest('{stored_n, stored_t}'::text[]) AS target, unnest('{300, 3000, 10000, 30000}'::int[]) AS rows \gexec
+RESET idempotent_ingest.engine;
+
 SET client_min_messages = warning;
 DROP SCHEMA engines CASCADE;
 DROP ROLE idem_e_owner, idem_e_user, idem_e_bypass;

@@ -59,8 +59,20 @@
 #define MAX_SUBTRANSACTIONS 32
 #define SMALL_BLOCKS		64
 
-/* How an index probe compares with the visit of one row in a pass. */
-#define PROBE_COST		6.0
+/*
+ * What is done to find the stored rows costs as many times as much as the visit of
+ * one row in a pass over the target, as measured.
+ */
+#define PAGE_COST		37.0	/* reading a page */
+#define FAR_PAGE_COST	100.0	/* one that no pass reads, from outside of
+								 * shared buffers */
+#define PROBE_COST		25.0	/* descending the index */
+
+/* As many stored rows for each staged one make a filter worth while. */
+#define MIN_FILTERED	2
+
+/* How a probe compares with the visit of one row in the order of the index. */
+#define SORTED_PROBE_COST 6.0
 
 /* A target where the engine gave up so often in a row is left alone for a while. */
 #define MAX_FALLBACKS	3
@@ -440,7 +452,10 @@ classify_rest(NativeRun *run)
 		run->counts->inserted = list_unmatched(run, run->changes);
 }
 
-/* Find the stored rows by one pass over the target. */
+/*
+ * Find the stored rows by one pass over the target. What is looked at for one row
+ * is not in a cache, hence one step for many rows before the next step.
+ */
 static void
 scan_target(NativeRun *run)
 {
@@ -453,11 +468,13 @@ scan_target(NativeRun *run)
 	uint64		hashes[IDEM_LOOK_AHEAD];
 	IdemBatchEntry *entries[IDEM_LOOK_AHEAD];
 	IdemRowRef	refs[IDEM_LOOK_AHEAD];
+	int			candidates[IDEM_LOOK_AHEAD];	/* rows that may be staged */
 	bool		more = true;
 
 	while (more)
 	{
 		int			count;
+		int			ncandidates = 0;
 
 		CHECK_FOR_INTERRUPTS();
 		for (count = 0; count < IDEM_LOOK_AHEAD; count++)
@@ -475,28 +492,36 @@ scan_target(NativeRun *run)
 				IncrBufferRefCount(buffers[count]);
 			idem_index_get_key(run->info, next, keys, nulls);
 			hashes[count] = idem_batch_hash(run->batch, keys, nulls);
-			idem_batch_prefetch(run->batch, hashes[count]);
+			idem_batch_prefetch_filter(run->batch, hashes[count]);
 		}
 		for (int i = 0; i < count; i++)
+			if (idem_batch_may_have(run->batch, hashes[i]))
+			{
+				idem_batch_prefetch(run->batch, hashes[i]);
+				candidates[ncandidates++] = i;
+			}
+		for (int i = 0; i < ncandidates; i++)
 		{
-			entries[i] = idem_batch_lookup(run->batch, hashes[i]);
+			entries[i] = idem_batch_lookup(run->batch, hashes[candidates[i]]);
 			refs[i] = entries[i] ? idem_batch_ref(entries[i]) : 0;
 		}
-		for (int i = 0; i < count; i++)
+		for (int i = 0; i < ncandidates; i++)
 		{
-			idem_store_prefetch(run->store, refs, count, i);
+			int			row = candidates[i];
+
+			idem_store_prefetch(run->store, refs, ncandidates, i);
 			for (IdemBatchEntry *entry = entries[i]; entry;
 				 entry = idem_batch_lookup_next(run->batch, entry))
 			{
 				IdemRowRef	ref = idem_batch_ref(entry);
 
 				idem_store_fetch(run->store, ref, run->staged);
-				if (idem_store_is_same(run->store, run->staged, &tuples[i]))
+				if (idem_store_is_same(run->store, run->staged, &tuples[row]))
 					count_same(run);
 				else
 				{
 					idem_store_deform(run->store, run->staged);
-					ExecStoreBufferHeapTuple(&tuples[i], stored, buffers[i]);
+					ExecStoreBufferHeapTuple(&tuples[row], stored, buffers[row]);
 					if (!has_key_of(run, stored))
 						continue;
 					classify_pair(run, ref, stored);
@@ -594,16 +619,18 @@ find_largest_key(NativeRun *run)
 	idem_index_end(index);
 }
 
-/* Are fewer stored rows looked at by the index than by a pass over all? */
+/*
+ * Are the rows of a batch in memory found sooner by the index than by a pass over
+ * the target, of so many pages and rows?
+ */
 static bool
-probes_are_cheaper(const NativeRun *run)
+probes_are_cheaper(const NativeRun *run, BlockNumber pages, double tuples)
 {
-	BlockNumber pages;
-	double		tuples;
-	double		all_visible;
+	double		probes = idem_batch_size(run->batch);
 
-	estimate_rel_size(run->target, NULL, &pages, &tuples, &all_visible);
-	return idem_batch_size(run->batch) * PROBE_COST < tuples;
+	return probes * PROBE_COST +
+		Min(probes, pages) * (pages > NBuffers ? FAR_PAGE_COST : PAGE_COST) <
+		tuples + pages * PAGE_COST;
 }
 
 /*
@@ -613,17 +640,27 @@ probes_are_cheaper(const NativeRun *run)
 static void
 classify(NativeRun *run)
 {
+	uint64		staged = idem_batch_size(run->batch);
+	BlockNumber pages;
+	double		tuples;
+	double		all_visible;
+
+	estimate_rel_size(run->target, NULL, &pages, &tuples, &all_visible);
 	if (idem_batch_is_sorted(run->batch))
-		merge_sorted(run, probes_are_cheaper(run));
+		merge_sorted(run, staged * SORTED_PROBE_COST < tuples);
 	else if (run->fills)
-		run->counts->inserted = idem_batch_size(run->batch);
-	else if (idem_batch_is_above_bound(run->batch) || !probes_are_cheaper(run))
+		run->counts->inserted = staged;
+	else if (idem_batch_is_above_bound(run->batch))
 	{
 		run->changes = idem_changes_begin(run->info, run->store);
-		if (idem_batch_is_above_bound(run->batch))
-			classify_rest(run);
-		else
-			scan_target(run);
+		classify_rest(run);
+	}
+	else if (!probes_are_cheaper(run, pages, tuples))
+	{
+		run->changes = idem_changes_begin(run->info, run->store);
+		if (staged * MIN_FILTERED < tuples)
+			idem_batch_make_filter(run->batch);
+		scan_target(run);
 	}
 	else
 	{

@@ -32,6 +32,7 @@
 
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
+#define FILTER_BITS		4		/* for each slot */
 #define SORT_MEMORY		((Size) 16 * 1024 * 1024)
 
 /* Bits of an entry's reference. */
@@ -77,6 +78,7 @@ struct IdemBatch
 	IdemBatchEntry *slots;
 	uint64		nslots;			/* a power of two */
 	uint64		nused;
+	uint8	   *filter;			/* see idem_batch_make_filter() */
 	IdemBatchEntry pending[MAX_PENDING];	/* not looked up yet */
 	int			npending;
 	int64		ties;			/* entries that are tied */
@@ -696,6 +698,53 @@ idem_batch_prefetch(const IdemBatch *batch, uint64 hash)
 #ifdef __GNUC__
 	__builtin_prefetch(slot_of(batch, hash));
 #endif
+}
+
+static inline uint64
+filter_bit(const IdemBatch *batch, uint64 hash)
+{
+	return hash & (batch->nslots * FILTER_BITS - 1);
+}
+
+/*
+ * Prepare idem_batch_may_have(), for a batch in memory that has been read: a bit
+ * is set where a key's hash has it. That is a 32nd of the table of keys, which
+ * stays in a cache that the table does not fit.
+ */
+void
+idem_batch_make_filter(IdemBatch *batch)
+{
+	batch->filter = MemoryContextAllocExtended(batch->context,
+											   batch->nslots * FILTER_BITS / BITS_PER_BYTE,
+											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	for (uint64 i = 0; i < batch->nslots; i++)
+	{
+		uint64		bit = filter_bit(batch, batch->slots[i].hash);
+
+		CHECK_FOR_INTERRUPTS();
+		if (batch->slots[i].ref != 0)
+			batch->filter[bit / BITS_PER_BYTE] |= 1 << bit % BITS_PER_BYTE;
+	}
+}
+
+/* Let what idem_batch_may_have() looks at come to the cache. */
+void
+idem_batch_prefetch_filter(const IdemBatch *batch, uint64 hash)
+{
+#ifdef __GNUC__
+	if (batch->filter)
+		__builtin_prefetch(&batch->filter[filter_bit(batch, hash) / BITS_PER_BYTE]);
+#endif
+}
+
+/* False if no key has the hash; always true without a filter. */
+bool
+idem_batch_may_have(const IdemBatch *batch, uint64 hash)
+{
+	uint64		bit = filter_bit(batch, hash);
+
+	return batch->filter == NULL ||
+		(batch->filter[bit / BITS_PER_BYTE] & 1 << bit % BITS_PER_BYTE) != 0;
 }
 
 static IdemBatchEntry *

@@ -41,6 +41,9 @@ extern IdemRow *idem_batch_next_sorted(IdemBatch *batch);
 
 extern int	idem_batch_number_length(const IdemBatch *batch);
 extern uint64 idem_batch_hash(const IdemBatch *batch, const Datum *keys, const bool *nulls);
+extern void idem_batch_make_filter(IdemBatch *batch);
+extern void idem_batch_prefetch_filter(const IdemBatch *batch, uint64 hash);
+extern bool idem_batch_may_have(const IdemBatch *batch, uint64 hash);
 extern void idem_batch_prefetch(const IdemBatch *batch, uint64 hash);
 extern IdemBatchEntry *idem_batch_lookup(const IdemBatch *batch, uint64 hash);
 extern IdemBatchEntry *idem_batch_lookup_next(const IdemBatch *batch, IdemBatchEntry *entry);
