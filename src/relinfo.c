@@ -721,7 +721,8 @@ idem_relinfo_report(const IdemMergeInfo *info)
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		ereport(WARNING,
 				(errmsg("session_replication_role is replica"),
-				 errdetail("Foreign keys are not checked and ordinary triggers do not fire.")));
+				 errdetail("Foreign keys are not checked and ordinary triggers do not fire."),
+				 errhint("Unless that is meant, RESET session_replication_role.")));
 }
 
 /*
