@@ -372,6 +372,15 @@ INSERT INTO nnd_s VALUES (NULL, 'a', 'new'), (1, NULL, 'same'), (NULL, NULL, 'no
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b' $$);
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b' $$, $$ INSERT INTO nnd_s VALUES (NULL, NULL, 'two') $$);
 SELECT by_both($$ 'nnd_s', 'nnd', '{k,k2}', 'b', mode => 'update' $$);
+-- NULL is a key then, for a column that is NOT NULL as well.
+CREATE TABLE nnn (k int NOT NULL, v int);
+CREATE UNIQUE INDEX ON nnn (k) NULLS NOT DISTINCT;
+CREATE TABLE nnn_s (k int, v int);
+INSERT INTO nnn VALUES (0, 1), (9, 1);
+INSERT INTO nnn_s VALUES (NULL, 5), (9, 2);
+VACUUM ANALYZE nnn;
+SELECT by_both($$ 'nnn_s', 'nnn', '{k}', 'b' $$);
+SELECT by_both($$ 'nnn_s', 'nnn', '{k}', 'b', mode => 'update' $$);
 -- A domain over a type whose operators are those of any enum.
 CREATE TYPE feeling AS ENUM ('sad', 'ok', 'glad');
 CREATE DOMAIN honest AS feeling CHECK (VALUE <> 'sad');

@@ -68,6 +68,9 @@
 								 * shared buffers */
 #define PROBE_COST		25.0	/* descending the index */
 
+/* How many pages a pass over the target keeps at hand, out of temp_buffers perhaps. */
+#define MAX_PINS		32
+
 /* As many stored rows for each staged one make a filter worth while. */
 #define MIN_FILTERED	2
 
@@ -339,6 +342,14 @@ refuses_stale(const NativeRun *run)
 	return run->info->request->on_stale == IDEM_STALE_ERROR && run->info->nversions > 0;
 }
 
+/* There are two lists at a time where stale rows are refused. */
+static IdemChanges *
+begin_changes(const NativeRun *run)
+{
+	return idem_changes_begin(run->info, run->store,
+							  idem_batch_spare_memory(run->batch) / (refuses_stale(run) ? 2 : 1));
+}
+
 /* The staged row at hand is to be written, at once or later. */
 static void
 change(NativeRun *run, IdemRowRef ref, ItemPointer tid)
@@ -475,9 +486,10 @@ scan_target(NativeRun *run)
 	{
 		int			count;
 		int			ncandidates = 0;
+		int			npins = 0;
 
 		CHECK_FOR_INTERRUPTS();
-		for (count = 0; count < IDEM_LOOK_AHEAD; count++)
+		for (count = 0; count < IDEM_LOOK_AHEAD && npins < MAX_PINS; count++)
 		{
 			Datum		keys[INDEX_MAX_KEYS];
 			bool		nulls[INDEX_MAX_KEYS];
@@ -489,7 +501,10 @@ scan_target(NativeRun *run)
 			tuples[count] = *ExecFetchSlotHeapTuple(next, false, NULL);
 			buffers[count] = ((BufferHeapTupleTableSlot *) next)->buffer;
 			if (count == 0 || buffers[count] != buffers[count - 1])
+			{
 				IncrBufferRefCount(buffers[count]);
+				npins++;
+			}
 			idem_index_get_key(run->info, next, keys, nulls);
 			hashes[count] = idem_batch_hash(run->batch, keys, nulls);
 			idem_batch_prefetch_filter(run->batch, hashes[count]);
@@ -546,7 +561,7 @@ scan_target(NativeRun *run)
 static void
 probe_target(NativeRun *run)
 {
-	IdemChanges *all = idem_changes_begin(run->info, run->store);
+	IdemChanges *all = begin_changes(run);
 	IdemIndex  *index;
 	TupleTableSlot *stored;
 	IdemRowRef	ref;
@@ -652,12 +667,12 @@ classify(NativeRun *run)
 		run->counts->inserted = staged;
 	else if (idem_batch_is_above_bound(run->batch))
 	{
-		run->changes = idem_changes_begin(run->info, run->store);
+		run->changes = begin_changes(run);
 		classify_rest(run);
 	}
 	else if (!probes_are_cheaper(run, pages, tuples))
 	{
-		run->changes = idem_changes_begin(run->info, run->store);
+		run->changes = begin_changes(run);
 		if (staged * MIN_FILTERED < tuples)
 			idem_batch_make_filter(run->batch);
 		scan_target(run);
@@ -666,7 +681,7 @@ classify(NativeRun *run)
 	{
 		/* A stale row is to be reported rather than what writing might find. */
 		if (refuses_stale(run))
-			run->changes = idem_changes_begin(run->info, run->store);
+			run->changes = begin_changes(run);
 		probe_target(run);
 	}
 }
@@ -722,6 +737,12 @@ write_rest(NativeRun *run)
 	if (run->writer == NULL)
 		return;
 	run->contention = run->contention || !idem_writer_flush(run->writer);
+	/* What comes now, indexes and triggers, needs memory of its own. */
+	if (run->changes)
+		idem_changes_end(run->changes);
+	run->changes = NULL;
+	if (!idem_batch_is_sorted(run->batch))
+		idem_batch_forget_rows(run->batch);
 	if (!run->contention)
 		idem_writer_finish(run->writer);
 }
@@ -812,9 +833,8 @@ attempt(void *arg)
 	{
 		idem_rowfuncs_check(run->counts);
 		*run->result_counts = *run->counts;
-		MemoryContextSwitchTo(run->caller_context);
-		*run->result_fingerprint = idem_batch_fingerprint(run->batch);
-		MemoryContextSwitchTo(context);
+		*run->result_fingerprint = MemoryContextStrdup(run->caller_context,
+													   idem_batch_fingerprint(run->batch));
 	}
 	if (run->writer)
 		idem_writer_free(run->writer);

@@ -7,9 +7,8 @@
  * Rows of one key are compared, and one of them remains, as soon as the second
  * one comes.
  *
- * What does not fit work_mem x hash_mem_multiplier is sorted by key instead, all
- * of it, by a tuplesort that spills to disk: rows of one key then come one after
- * the other.
+ * What does not fit into memory is sorted by key instead, all of it, by a
+ * tuplesort that spills to disk: rows of one key then come one after the other.
  *
  * What the sql engine reports (keys that are NULL, different rows of one key)
  * is not reported here: such a batch is refused, for that engine to say it.
@@ -33,12 +32,29 @@
 #define INITIAL_SLOTS	1024
 #define MAX_PENDING		16
 #define FILTER_BITS		4		/* for each slot */
-#define SORT_MEMORY		((Size) 16 * 1024 * 1024)
+
+/*
+ * A merge shall take no more than get_hash_memory_limit() and 64 MB. Who lives at
+ * the same time has shares of that, in eighths of the limit and of those 64 MB;
+ * there are eight of them, and one is for the rest.
+ */
+#define KEYS_SHARE		4		/* the table of keys, and copies of rows */
+#define SORT_SHARE		1		/* what does not fit: the table moves to it */
+#define HASHES_SHARE	2		/* of distinct rows, as long as staging is
+								 * read */
 
 /* Bits of an entry's reference. */
 #define MATCHED			(UINT64CONST(1) << 63)	/* by a stored row */
 #define TIED			(UINT64CONST(1) << 62)	/* other rows of its version
 												 * differ */
+
+#define ST_SORT sort_refs
+#define ST_ELEMENT_TYPE IdemRowRef
+#define ST_COMPARE(a, b) (*(a) < *(b) ? -1 : *(a) > *(b))
+#define ST_CHECK_FOR_INTERRUPTS
+#define ST_SCOPE static
+#define ST_DEFINE
+#include "lib/sort_template.h"
 
 /* The receiver of staged rows. */
 typedef struct BatchReceiver
@@ -63,6 +79,7 @@ struct IdemBatch
 	IdemSource *source;
 	IdemComparer *comparer;
 	IdemFingerprint *fingerprint;
+	char	   *fingerprint_text;	/* once all is read */
 	IdemCounts	counts;
 	const char *refusal;		/* why to leave it to the other engine */
 
@@ -89,6 +106,38 @@ struct IdemBatch
 	IdemRow    *sorted[2];		/* the row at hand, and the one after it */
 	bool		has_next;
 };
+
+static Size
+memory_share(int eighths)
+{
+	Size		limit = get_hash_memory_limit();
+
+	return Min(limit, eighths * (limit / 8 + (Size) 8 * 1024 * 1024));
+}
+
+/* How much memory the rows take. */
+static Size
+rows_size(const IdemBatch *batch)
+{
+	return batch->nslots * sizeof(IdemBatchEntry) + idem_store_size(batch->store);
+}
+
+/* What is left for others beside the rows: their share at least. */
+static Size
+memory_left(const IdemBatch *batch, int eighths)
+{
+	Size		all = memory_share(KEYS_SHARE + eighths);
+	Size		rows = rows_size(batch);
+
+	return Max(memory_share(eighths), all - Min(all, rows));
+}
+
+/* How much memory others may take once a batch in memory has been read. */
+Size
+idem_batch_spare_memory(const IdemBatch *batch)
+{
+	return memory_left(batch, SORT_SHARE + HASHES_SHARE);
+}
 
 /* The hash of a key, whose values are in the order of its index. */
 uint64
@@ -228,7 +277,7 @@ grow(IdemBatch *batch)
 	Size		size = nslots * sizeof(IdemBatchEntry);
 
 	/* While it is copied, the old table is there too. */
-	if (size + size / 2 + idem_store_size(batch->store) > get_hash_memory_limit())
+	if (size + size / 2 + idem_store_size(batch->store) > memory_share(KEYS_SHARE))
 		return false;
 	batch->slots = MemoryContextAllocExtended(batch->context, size,
 											  MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
@@ -237,6 +286,7 @@ grow(IdemBatch *batch)
 	{
 		IdemBatchEntry *slot;
 
+		CHECK_FOR_INTERRUPTS();
 		if (old_slots[i].ref == 0)
 			continue;
 		for (slot = slot_of(batch, old_slots[i].hash); slot->ref != 0;
@@ -272,10 +322,7 @@ begin_sort(IdemBatch *batch)
 	Oid			operators[INDEX_MAX_KEYS];
 	Oid			collations[INDEX_MAX_KEYS];
 	bool		nulls_first[INDEX_MAX_KEYS];
-	Size		limit = get_hash_memory_limit();
 
-	/* The table of keys and that of the fingerprint are there as well. */
-	limit = Min(limit, limit / 4 + SORT_MEMORY);
 	for (int i = 0; i < info->nkeys; i++)
 	{
 		attnums[i] = info->keys[i].column + 1;
@@ -283,8 +330,10 @@ begin_sort(IdemBatch *batch)
 		collations[i] = info->keys[i].collation;
 		nulls_first[i] = info->keys[i].nulls_first;
 	}
-	batch->sort = tuplesort_begin_heap(idem_store_descriptor(batch->store), info->nkeys, attnums, operators, collations,
-									   nulls_first, limit / 1024, NULL, TUPLESORT_NONE);
+	batch->sort = tuplesort_begin_heap(idem_store_descriptor(batch->store), info->nkeys,
+									   attnums, operators, collations, nulls_first,
+									   memory_left(batch, SORT_SHARE) / 1024, NULL,
+									   TUPLESORT_NONE);
 	batch->sort_slot = idem_store_make_slot(batch->store, &TTSOpsVirtual);
 	MemoryContextSwitchTo(old_context);
 	for (uint64 i = 0; i < batch->nslots; i++)
@@ -311,10 +360,15 @@ begin_sort(IdemBatch *batch)
 	idem_store_forget_copies(batch->store);
 }
 
-/* Put the rows that wait into the table of keys. */
+/*
+ * Put the rows that wait into the table of keys. None of them is at hand, nor has
+ * anything in the context of the staged row.
+ */
 static void
 flush_pending(IdemBatch *batch)
 {
+	MemoryContext old_context = MemoryContextSwitchTo(batch->row_context);
+
 	for (int i = 0; i < batch->npending; i++)
 	{
 		IdemBatchEntry entry = batch->pending[i];
@@ -323,13 +377,14 @@ flush_pending(IdemBatch *batch)
 		bool		was_tied;
 		bool		tied;
 
+		MemoryContextReset(batch->row_context);
 		if (batch->nused >= batch->nslots / 4 * 3 && !grow(batch))
 		{
 			batch->npending -= i;
 			memmove(batch->pending, batch->pending + i,
 					sizeof(IdemBatchEntry) * batch->npending);
 			begin_sort(batch);
-			return;
+			break;
 		}
 		for (slot = slot_of(batch, entry.hash); slot->ref != 0; slot = slot_after(batch, slot))
 		{
@@ -359,6 +414,7 @@ flush_pending(IdemBatch *batch)
 			refuse_ties(batch);
 	}
 	batch->npending = 0;
+	MemoryContextSwitchTo(old_context);
 }
 
 /*
@@ -461,8 +517,7 @@ add_pending(IdemBatch *batch, const IdemRow *row, ItemPointer tid)
 
 	entry->hash = row_hash(batch, row);
 	entry->ref = idem_store_put(batch->store, row, tid);
-	if (idem_store_size(batch->store) + batch->nslots * sizeof(IdemBatchEntry) >
-		get_hash_memory_limit())
+	if (rows_size(batch) > memory_share(KEYS_SHARE))
 	{
 		begin_sort(batch);
 		return;
@@ -557,7 +612,8 @@ idem_batch_begin(const IdemMergeInfo *info, IdemSource *source, IdemComparer *co
 		covered[i] = !info->columns[i].is_audit;
 		columns = lappend(columns, names[i]);
 	}
-	batch->fingerprint = idem_rowhash_begin(info->ncolumns, names, types, covered);
+	batch->fingerprint = idem_rowhash_begin(info->ncolumns, names, types, covered,
+											memory_share(HASHES_SHARE));
 	batch->store = idem_store_begin(info);
 	if (!idem_store_can_scan(batch->store))
 		idem_source_prepare(source, columns);
@@ -566,7 +622,7 @@ idem_batch_begin(const IdemMergeInfo *info, IdemSource *source, IdemComparer *co
 	batch->new_row = idem_store_make_row(batch->store);
 	batch->nslots = INITIAL_SLOTS;
 	while (batch->nslots / 4 * 3 < idem_store_expected_rows(batch->store) &&
-		   batch->nslots * 2 * sizeof(IdemBatchEntry) <= get_hash_memory_limit() / 2)
+		   batch->nslots * 2 * sizeof(IdemBatchEntry) <= memory_share(KEYS_SHARE) / 2)
 		batch->nslots *= 2;
 	batch->slots = MemoryContextAllocExtended(batch->context,
 											  batch->nslots * sizeof(IdemBatchEntry),
@@ -623,7 +679,10 @@ idem_batch_read(IdemBatch *batch)
 		flush_pending(batch);
 	if (batch->ties > 0)
 		refuse_ties(batch);
-	if (batch->refusal || batch->sort == NULL)
+	if (batch->refusal)
+		return;
+	batch->fingerprint_text = idem_rowhash_finish(batch->fingerprint);
+	if (batch->sort == NULL)
 		return;
 	tuplesort_performsort(batch->sort);
 	for (int i = 0; i < 2; i++)
@@ -677,11 +736,11 @@ idem_batch_counts(IdemBatch *batch)
 	return &batch->counts;
 }
 
-/* The fingerprint of the batch, palloc'd; to be called once. */
-char *
-idem_batch_fingerprint(IdemBatch *batch)
+/* The fingerprint of a batch that has been read; it lives as long as the batch. */
+const char *
+idem_batch_fingerprint(const IdemBatch *batch)
 {
-	return idem_rowhash_finish(batch->fingerprint);
+	return batch->fingerprint_text;
 }
 
 /* About how many keys the batch has: not fewer. */
@@ -781,15 +840,6 @@ idem_batch_ref(const IdemBatchEntry *entry)
 	return entry->ref & ~(MATCHED | TIED);
 }
 
-static int
-compare_refs(const void *a, const void *b)
-{
-	IdemRowRef	ra = *(const IdemRowRef *) a;
-	IdemRowRef	rb = *(const IdemRowRef *) b;
-
-	return ra < rb ? -1 : ra > rb;
-}
-
 /* All rows, idem_batch_size() of them, in the order in which they are kept. */
 IdemRowRef *
 idem_batch_refs(const IdemBatch *batch)
@@ -799,10 +849,26 @@ idem_batch_refs(const IdemBatch *batch)
 	uint64		count = 0;
 
 	for (uint64 i = 0; i < batch->nslots; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		if (batch->slots[i].ref != 0)
 			refs[count++] = idem_batch_ref(&batch->slots[i]);
-	qsort(refs, count, sizeof(IdemRowRef), compare_refs);
+	}
+	sort_refs(refs, count);
 	return refs;
+}
+
+/*
+ * Let go of the rows of a batch in memory, for what comes then needs memory too.
+ * What has been counted stays.
+ */
+void
+idem_batch_forget_rows(IdemBatch *batch)
+{
+	pfree(batch->slots);
+	batch->slots = NULL;
+	batch->nslots = 0;
+	idem_store_forget_copies(batch->store);
 }
 
 bool

@@ -32,8 +32,10 @@ extern IdemStore *idem_batch_store(const IdemBatch *batch);
 extern const char *idem_batch_refusal(const IdemBatch *batch);
 extern bool idem_batch_is_above_bound(const IdemBatch *batch);
 extern IdemCounts *idem_batch_counts(IdemBatch *batch);
-extern char *idem_batch_fingerprint(IdemBatch *batch);
+extern const char *idem_batch_fingerprint(const IdemBatch *batch);
 extern uint64 idem_batch_size(const IdemBatch *batch);
+extern Size idem_batch_spare_memory(const IdemBatch *batch);
+extern void idem_batch_forget_rows(IdemBatch *batch);
 
 extern IdemRowRef *idem_batch_refs(const IdemBatch *batch);
 extern bool idem_batch_is_sorted(const IdemBatch *batch);

@@ -49,6 +49,7 @@ struct IdemChanges
 	Size		nnumbered;
 	Size		max_numbered;
 	Size		next_numbered;
+	Size		memory;			/* two thirds for the array */
 	int			number_length;
 	Tuplesortstate *sort;
 	IdemRowRef	refs[IDEM_LOOK_AHEAD];
@@ -78,9 +79,12 @@ unpack_tid(Datum value, bool isnull, ItemPointer tid)
 		ItemPointerSet(tid, (BlockNumber) (packed >> 16), (OffsetNumber) (packed & 0xFFFF));
 }
 
-/* Begin a list of rows of the store. It lives in the current memory context. */
+/*
+ * Begin a list of rows of the store, in so many bytes of memory. It lives in the
+ * current memory context.
+ */
 IdemChanges *
-idem_changes_begin(const IdemMergeInfo *info, IdemStore *store)
+idem_changes_begin(const IdemMergeInfo *info, IdemStore *store, Size memory)
 {
 	IdemChanges *changes = palloc0(sizeof(IdemChanges));
 	TupleDesc	tupdesc = CreateTemplateTupleDesc(info->nkeys + 2);
@@ -91,6 +95,7 @@ idem_changes_begin(const IdemMergeInfo *info, IdemStore *store)
 
 	changes->info = info;
 	changes->store = store;
+	changes->memory = memory;
 	for (int i = 0; i < info->nkeys; i++)
 		TupleDescInitEntry(tupdesc, i + 1, NULL, info->columns[info->keys[i].column].type, -1, 0);
 	TupleDescInitEntry(tupdesc, info->nkeys + 1, NULL, INT8OID, -1, 0);
@@ -104,15 +109,17 @@ idem_changes_begin(const IdemMergeInfo *info, IdemStore *store)
 		collations[i] = info->keys[i].collation;
 		nulls_first[i] = info->keys[i].nulls_first;
 	}
-	changes->sort = tuplesort_begin_heap(tupdesc, info->nkeys, attnums, operators, collations,
-										 nulls_first, work_mem / 2, NULL, TUPLESORT_NONE);
 	changes->row = idem_store_make_row(store);
 	changes->number_length = idem_number_length(info);
 	if (changes->number_length > 0)
 	{
 		changes->max_numbered = INITIAL_NUMBERED;
 		changes->numbered = palloc(sizeof(NumberedChange) * INITIAL_NUMBERED);
+		memory /= 3;
 	}
+	changes->sort = tuplesort_begin_heap(tupdesc, info->nkeys, attnums, operators, collations,
+										 nulls_first, Max(memory / 1024, 64), NULL,
+										 TUPLESORT_NONE);
 	return changes;
 }
 
@@ -165,7 +172,7 @@ idem_changes_add_number(IdemChanges *changes, int64 number, IdemRowRef ref, Item
 	bool		isnull = false;
 
 	if (changes->numbered && changes->nnumbered == changes->max_numbered &&
-		changes->nnumbered * 2 * sizeof(NumberedChange) > work_mem * (Size) 1024)
+		changes->nnumbered * 2 * sizeof(NumberedChange) > changes->memory / 3 * 2)
 		give_up_array(changes);
 	if (changes->numbered == NULL)
 	{
@@ -274,6 +281,8 @@ idem_changes_next(IdemChanges *changes, IdemRow **row, IdemRowRef *ref, ItemPoin
 void
 idem_changes_end(IdemChanges *changes)
 {
+	if (changes->numbered)
+		pfree(changes->numbered);
 	ExecClearTuple(changes->slot);
 	tuplesort_end(changes->sort);
 }

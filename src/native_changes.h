@@ -13,7 +13,8 @@
 
 typedef struct IdemChanges IdemChanges;
 
-extern IdemChanges *idem_changes_begin(const IdemMergeInfo *info, IdemStore *store);
+extern IdemChanges *idem_changes_begin(const IdemMergeInfo *info, IdemStore *store,
+									   Size memory);
 extern void idem_changes_add(IdemChanges *changes, const IdemRow *row, IdemRowRef ref,
 							 ItemPointer tid);
 extern void idem_changes_add_number(IdemChanges *changes, int64 number, IdemRowRef ref,

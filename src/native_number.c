@@ -15,12 +15,13 @@
 /*
  * How many bytes a key has whose order, as the key's index has it, is that of
  * numbers; 0 if it is another one. Staged keys are never NULL then, stored ones
- * can be.
+ * can be. (Where NULL is a key like any other, it can be staged even for a column
+ * that is NOT NULL: that is an error of the row, and not of the key.)
  */
 int
 idem_number_length(const IdemMergeInfo *info)
 {
-	if (info->nkeys != 1 || (info->nulls_not_distinct && info->keys[0].nullable))
+	if (info->nkeys != 1 || info->nulls_not_distinct)
 		return 0;
 	switch (get_opcode(info->keys[0].sort_operator))
 	{

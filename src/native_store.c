@@ -55,6 +55,7 @@ struct IdemStore
 	bool		by_tid;			/* rows are loaded from there again */
 	bool		whole;			/* a row is kept just as it will be stored */
 	Buffer	   *buffers;		/* where its blocks were seen last */
+	Size		buffers_size;
 
 	TupleDesc	copied;			/* of rows that are copied */
 	char	  **chunks;
@@ -403,16 +404,10 @@ idem_store_begin(const IdemMergeInfo *info)
 	tupdesc_finalize_compat(store->copied);
 	if (may_scan(staging))
 	{
-		BlockNumber blocks = RelationGetNumberOfBlocks(staging);
-
 		store->staging = staging;
 		/* To come again for each row must not mean to read it from disk. */
-		store->by_tid = !volatile_casts &&
-			blocks <= (RelationUsesLocalBuffers(staging) ? num_temp_buffers : NBuffers) / 2;
-		if (store->by_tid)
-			store->buffers = MemoryContextAllocExtended(store->context,
-														sizeof(Buffer) * Max(blocks, 1),
-														MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+		store->by_tid = !volatile_casts && RelationGetNumberOfBlocks(staging) <=
+			(RelationUsesLocalBuffers(staging) ? num_temp_buffers : NBuffers) / 2;
 	}
 	else
 		table_close(staging, NoLock);
@@ -452,11 +447,11 @@ idem_store_put(IdemStore *store, const IdemRow *row, ItemPointer tid)
 	return copy_row(store, row);
 }
 
-/* How much memory the copies take. */
+/* How much memory it takes to come by the rows again. */
 Size
 idem_store_size(const IdemStore *store)
 {
-	return store->copied_size;
+	return store->copied_size + store->buffers_size;
 }
 
 /* How much there is to scan; 0 if that is the executor's business. */
@@ -517,6 +512,14 @@ idem_store_scan(IdemStore *store, IdemRow *row, bool (*take) (void *, ItemPointe
 
 	slot = table_slot_create(store->staging, &store->estate->es_tupleTable);
 	scan = table_beginscan_compat(store->staging, GetActiveSnapshot());
+	/* What the snapshot shows is below the end of the table as it is now. */
+	if (store->by_tid)
+	{
+		store->buffers_size = sizeof(Buffer) *
+			Max(RelationGetNumberOfBlocks(store->staging), 1);
+		store->buffers = MemoryContextAllocExtended(store->context, store->buffers_size,
+													MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	}
 	for (int i = 0; i < info->ncolumns; i++)
 		last = Max(last, info->columns[i].staged_attnum);
 	while (more && table_scan_getnextslot(scan, ForwardScanDirection, slot))

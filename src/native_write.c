@@ -63,6 +63,7 @@ struct IdemWriter
 
 	const IdemDefaults *defaults;	/* NULL if no new row gets any */
 
+	LockTupleMode lock_mode;	/* of rows that are updated */
 	TupleTableSlot *old_slot;
 	TupleTableSlot *new_slot;
 	BulkInsertState bulk;
@@ -199,6 +200,7 @@ idem_writer_begin(const IdemMergeInfo *info, Relation target, const IdemDefaults
 									 FirstLowInvalidHeapAttributeNumber);
 
 	idem_resultrel_open(&writer->result, target, writer->inserts, updated, !indexes_later);
+	writer->lock_mode = ExecUpdateLockMode(writer->result.estate, writer->result.relinfo);
 	writer->indexes_later = indexes_later;
 	writer->cid = writer->result.estate->es_output_cid;
 	one_by_one = has_other_index(info->index, target, true);
@@ -397,8 +399,7 @@ idem_writer_update(IdemWriter *writer, ItemPointer tid, const Datum *values, con
 	 */
 	if ((old->t_infomask & HEAP_XMAX_INVALID) == 0 &&
 		table_tuple_lock(writer->target, tid, writer->snapshot, writer->old_slot, writer->cid,
-						 ExecUpdateLockMode(writer->result.estate, writer->result.relinfo), LockWaitSkip,
-						 0, &failure) != TM_Ok)
+						 writer->lock_mode, LockWaitSkip, 0, &failure) != TM_Ok)
 		return false;
 	result = table_tuple_update_compat(writer->target, tid, slot, writer->cid, writer->snapshot,
 									   &failure, &indexes);

@@ -32,6 +32,7 @@
 #include "executor/executor.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "nodes/supportnodes.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -254,7 +255,8 @@ idem_rowfuncs_begin(IdemRunKind kind, const IdemMergeInfo *info,
 		if (kind == IDEM_RUN_APPLY && info->nlacking > 0)
 			prepare_defaults(run);
 	}
-	run->fingerprint = idem_rowhash_begin(ncolumns, names, types, covered);
+	run->fingerprint = idem_rowhash_begin(ncolumns, names, types, covered,
+										  get_hash_memory_limit());
 
 	run->outer = active_run;
 	active_run = run;

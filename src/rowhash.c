@@ -37,9 +37,8 @@
  *	 all others			the bytes of the value, decompressed and without header
  * where elements, bounds and columns are 0x00 for NULL or 0x01 length content.
  *
- * Distinct rows are told apart by their hashes: a table of them is kept in
- * memory up to work_mem x hash_mem_multiplier, the rest goes through a
- * tuplesort.
+ * Distinct rows are told apart by their hashes: a table of them is kept as far
+ * as memory allows, the rest goes through a tuplesort.
  *
  * None of this resists somebody who constructs collisions on purpose.
  *
@@ -79,8 +78,6 @@
 	((Size) ((ncolumns) + 1) * (1 + sizeof(uint64) + MAX_INLINE_CONTENT))
 
 #define INITIAL_SLOTS		1024
-/* What overflows is sorted in this part of work_mem: it comes on top of the table. */
-#define OVERFLOW_SHARE		4
 #define MAX_PENDING			16
 
 typedef enum ImageKind
@@ -125,6 +122,7 @@ struct IdemFingerprint
 	XXH128_hash_t *slots;		/* distinct hashes; all zero means free */
 	uint64		nslots;			/* a power of two */
 	uint64		nused;
+	Size		memory;			/* that the table and the overflow may take */
 	XXH128_hash_t pending[MAX_PENDING]; /* not looked up yet */
 	int			npending;
 	uint64		ndistinct;
@@ -602,10 +600,11 @@ compare_names(const void *a, const void *b)
 
 /*
  * Begin a fingerprint over rows of ncolumns columns, of which those that are
- * covered count (NULL: all). It lives in the current memory context.
+ * covered count (NULL: all), in so many bytes of memory. It lives in the current
+ * memory context.
  */
 IdemFingerprint *
-idem_rowhash_begin(int ncolumns, char **names, Oid *types, const bool *covered)
+idem_rowhash_begin(int ncolumns, char **names, Oid *types, const bool *covered, Size memory)
 {
 	IdemFingerprint *fingerprint = palloc0(sizeof(IdemFingerprint));
 	NamedPosition *order = palloc(sizeof(NamedPosition) * Max(ncolumns, 1));
@@ -621,6 +620,7 @@ idem_rowhash_begin(int ncolumns, char **names, Oid *types, const bool *covered)
 	qsort(order, count, sizeof(NamedPosition), compare_names);
 
 	fingerprint->context = CurrentMemoryContext;
+	fingerprint->memory = memory;
 	fingerprint->ncolumns = count;
 	fingerprint->positions = palloc(sizeof(int) * Max(count, 1));
 	fingerprint->types = palloc(sizeof(IdemImageType *) * Max(count, 1));
@@ -725,21 +725,24 @@ grow(IdemFingerprint *fingerprint)
 	Size		size = nslots * sizeof(XXH128_hash_t);
 	XXH128_hash_t *slots;
 
-	/* While it is copied, the old table is there too. */
-	if (size + size / 2 > get_hash_memory_limit())
+	/* While it is copied, the old table is there too; later, the overflow. */
+	if (size + size / 2 > fingerprint->memory)
 	{
 		fingerprint->overflow =
 			tuplesort_begin_datum(UUIDOID,
 								  lookup_type_cache(UUIDOID, TYPECACHE_LT_OPR)->lt_opr,
-								  InvalidOid, false, Max(work_mem / OVERFLOW_SHARE, 64), NULL,
-								  TUPLESORT_NONE);
+								  InvalidOid, false, Max(fingerprint->memory / 3 / 1024, 64),
+								  NULL, TUPLESORT_NONE);
 		return;
 	}
 	slots = MemoryContextAllocExtended(fingerprint->context, size,
 									   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	for (uint64 i = 0; i < fingerprint->nslots; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
 		if (!is_free(fingerprint->slots[i]))
 			*find_slot(slots, nslots, fingerprint->slots[i]) = fingerprint->slots[i];
+	}
 	pfree(fingerprint->slots);
 	fingerprint->slots = slots;
 	fingerprint->nslots = nslots;
@@ -853,6 +856,8 @@ idem_rowhash_finish(IdemFingerprint *fingerprint)
 		tuplesort_end(fingerprint->overflow);
 		fingerprint->overflow = NULL;
 	}
+	pfree(fingerprint->slots);
+	fingerprint->slots = NULL;
 	next = put_uint64(fingerprint->row, fingerprint->sum_low);
 	next = put_uint64(next, fingerprint->sum_high);
 	next = put_uint64(next, fingerprint->ndistinct);

@@ -23,7 +23,7 @@ extern void idem_rowhash_order(IdemImageType *type, Datum value, bool isnull, St
 extern void idem_rowhash_deform(Datum record, int ncolumns, Datum *values, bool *nulls);
 
 extern IdemFingerprint *idem_rowhash_begin(int ncolumns, char **names, Oid *types,
-										   const bool *covered);
+										   const bool *covered, Size memory);
 extern void idem_rowhash_add(IdemFingerprint *fingerprint, const Datum *values,
 							 const bool *nulls);
 extern char *idem_rowhash_finish(IdemFingerprint *fingerprint);

@@ -777,6 +777,39 @@ $node->safe_psql(
         '0', 'and all of it is stored');
 }
 
+# Within a merge, as a trigger at its end sees it: what is kept does not grow with
+# the rows that somebody has locked, nor by the images of those that are compared.
+{
+    $node->safe_psql(
+        'postgres', q{
+        CREATE TABLE used (bytes bigint);
+        CREATE FUNCTION note_used() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            INSERT INTO used SELECT sum(used_bytes) FROM pg_backend_memory_contexts WHERE name LIKE 'idem_merge%';
+            RETURN NULL;
+        END $$;
+        CREATE TABLE parents (id int PRIMARY KEY, v int);
+        CREATE TRIGGER note_used AFTER UPDATE ON parents FOR EACH STATEMENT EXECUTE FUNCTION note_used();
+        CREATE TABLE children (parent int REFERENCES parents);
+        INSERT INTO parents SELECT i, 0 FROM generate_series(1, 20000) AS i;
+        CREATE TABLE new_parents AS SELECT id, 1 AS v FROM parents;
+        CREATE TABLE documents (id int PRIMARY KEY, v text);
+        CREATE TRIGGER note_used AFTER INSERT ON documents FOR EACH STATEMENT EXECUTE FUNCTION note_used();
+        CREATE TABLE new_documents AS
+        SELECT 1 AS id, string_agg(md5(i || ' ' || j), '') AS v FROM generate_series(1, 12) AS i, generate_series(1, 32000) AS j GROUP BY i});
+    my $used = sub {
+        my ($what) = @_;
+        return $node->safe_psql('postgres',
+            "DELETE FROM used; SELECT engine FROM idem_merge($what); SELECT bytes FROM used") =~ s/^native\n//r;
+    };
+    my $unlocked = $used->(q{'new_parents', 'parents', '{id}', 'unlocked'});
+    $node->safe_psql('postgres', 'INSERT INTO children SELECT id FROM parents; UPDATE new_parents SET v = 2');
+    my $locked = $used->(q{'new_parents', 'parents', '{id}', 'locked'});
+    cmp_ok($locked - $unlocked, '<', 100_000, 'rows that a foreign key has locked take no memory');
+    cmp_ok($used->(q{'new_documents', 'documents', '{id}', 'documents', on_duplicate => 'any'}),
+        '<', 12_000_000, 'of 12 documents of a megabyte two are compared at a time');
+}
+
 # In the end.
 check_structures('in the end');
 $node->wait_for_catchup($standby);
