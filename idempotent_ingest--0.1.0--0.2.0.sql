@@ -288,7 +288,7 @@ AS 'MODULE_PATHNAME', 'idem_maintain'
 LANGUAGE C SECURITY INVOKER;
 
 COMMENT ON PROCEDURE @extschema@.idem_maintain(bigint, bigint) IS
-$comment$Clears the details of batches that are older than their retention, and removes batches that are older than their key_retention and those of dropped tables. Commits after each small step, so that it cannot run in a transaction block, and can run beside itself and beside merges. Not for everybody unless granted.
+$comment$Clears the details of batches that are older than their retention, and removes batches that are older than their key_retention and those of dropped tables. Removes jobs that ended longer ago than idempotent_ingest.job_retention, and fails those of dropped roles. Commits after each small step, so that it cannot run in a transaction block, and can run beside itself and beside merges. Not for everybody unless granted.
 batches_expired: how many batches have lost their details; what is passed in is ignored.
 batches_deleted: how many batches are not known any more; what is passed in is ignored.$comment$;
 
@@ -426,6 +426,7 @@ COMMENT ON COLUMN @extschema@.idem_stats.last_batch_at IS 'when a batch was appl
 COMMENT ON COLUMN @extschema@.idem_stats.since IS 'since when it is counted';
 COMMENT ON COLUMN @extschema@.idem_stats.source IS 'memory or ledger';
 
+REVOKE ALL ON @extschema@.idem_stats FROM PUBLIC;
 GRANT SELECT ON @extschema@.idem_stats TO PUBLIC;
 
 -- The last of the parameters are ours (src/progress.h).
@@ -460,6 +461,7 @@ COMMENT ON COLUMN @extschema@.idem_progress.bytes_read IS 'bytes of staging that
 COMMENT ON COLUMN @extschema@.idem_progress.bytes_total IS 'bytes of staging, if they are known';
 COMMENT ON COLUMN @extschema@.idem_progress.elapsed_seconds IS 'time since the statement began';
 
+REVOKE ALL ON @extschema@.idem_progress FROM PUBLIC;
 GRANT SELECT ON @extschema@.idem_progress TO PUBLIC;
 
 --
@@ -557,6 +559,19 @@ COMMENT ON INDEX @extschema@.idem_job_waiting_idx IS 'finds the next job to be r
 REVOKE ALL ON @extschema@.idem_job FROM PUBLIC;
 REVOKE ALL ON SEQUENCE @extschema@.idem_job_job_id_seq FROM PUBLIC;
 
+-- Whoever writes a job can have it run as anybody: rights on the table, such as
+-- those of pg_write_all_data, are not enough.
+CREATE FUNCTION @extschema@.idem_job_guard() RETURNS trigger
+AS 'MODULE_PATHNAME', 'idem_job_guard'
+LANGUAGE C VOLATILE SECURITY INVOKER;
+COMMENT ON FUNCTION @extschema@.idem_job_guard() IS
+'Refuses all writes to idem_job but those of its owner, as which the functions of the extension write it.';
+
+CREATE TRIGGER idem_job_guard BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON @extschema@.idem_job
+FOR EACH STATEMENT EXECUTE FUNCTION @extschema@.idem_job_guard();
+-- Whatever session_replication_role is.
+ALTER TABLE @extschema@.idem_job ENABLE ALWAYS TRIGGER idem_job_guard;
+
 -- Jobs that have not ended are dumped, as long as all that they need is there.
 -- One that was running counts as interrupted where it is restored.
 SELECT pg_catalog.pg_extension_config_dump('@extschema@.idem_job', $filter$
@@ -600,6 +615,7 @@ COMMENT ON COLUMN @extschema@.idem_jobs.sqlstate IS 'of the error that the lates
 COMMENT ON COLUMN @extschema@.idem_jobs.message IS 'primary message of that error';
 COMMENT ON COLUMN @extschema@.idem_jobs.result IS 'row that idem_merge() has returned';
 
+REVOKE ALL ON @extschema@.idem_jobs FROM PUBLIC;
 GRANT SELECT ON @extschema@.idem_jobs TO PUBLIC;
 
 CREATE FUNCTION @extschema@.idem_enqueue(
@@ -674,3 +690,35 @@ LANGUAGE C SECURITY INVOKER;
 COMMENT ON PROCEDURE @extschema@.idem_run_jobs(integer, integer, integer) IS
 $comment$Runs the jobs of the current role that are due, one after the other in this session, each in a transaction of its own, with or without a worker. Returns how many attempts have succeeded, and how many have failed. Not in a transaction block.
 max_jobs: most attempts to make; NULL (default): until no job is due.$comment$;
+
+--
+-- Default privileges
+--
+
+-- What ALTER DEFAULT PRIVILEGES gives to roles, it has given them on our relations
+-- too; and who may write one of them, or put a trigger on it, gets further.
+DO $revoke$
+DECLARE
+    relation record;
+BEGIN
+    FOR relation IN
+        SELECT DISTINCT CASE WHEN c.relkind OPERATOR(pg_catalog.=) 'S' THEN 'SEQUENCE' ELSE 'TABLE' END AS kind,
+               n.nspname AS schema, c.relname AS name, r.rolname AS role
+        FROM pg_catalog.pg_extension AS e
+        JOIN pg_catalog.pg_depend AS d ON d.refobjid OPERATOR(pg_catalog.=) e.oid
+        JOIN pg_catalog.pg_class AS c ON c.oid OPERATOR(pg_catalog.=) d.objid
+        JOIN pg_catalog.pg_namespace AS n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace
+        CROSS JOIN LATERAL pg_catalog.aclexplode(c.relacl) AS a
+        JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) a.grantee
+        WHERE e.extname OPERATOR(pg_catalog.=) 'idempotent_ingest'
+          AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::pg_catalog.regclass
+          AND d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass
+          AND d.deptype OPERATOR(pg_catalog.=) 'e'
+          AND r.oid OPERATOR(pg_catalog.<>) c.relowner
+          -- What 0.1.0 had may have been granted on purpose.
+          AND c.relname OPERATOR(pg_catalog.!~) '^idem_(ledger|audit|audit_audit_id_seq|batches)$'
+    LOOP
+        EXECUTE pg_catalog.format('REVOKE ALL ON %s %I.%I FROM %I CASCADE',
+                                  relation.kind, relation.schema, relation.name, relation.role);
+    END LOOP;
+END $revoke$;

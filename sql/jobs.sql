@@ -276,6 +276,36 @@ CALL idem_run_jobs();
 RESET client_min_messages;
 SELECT max(used) FILTER (WHERE number = 30) - max(used) FILTER (WHERE number = 10) < 20 * 2000 AS constant FROM memory;
 
+-- what a worker would do, without one: old jobs go, and those of dropped roles fail
+CREATE ROLE regress_jobs_gone LOGIN;
+GRANT USAGE ON SCHEMA jobs TO regress_jobs_gone;
+GRANT SELECT ON staging TO regress_jobs_gone;
+GRANT SELECT, INSERT, UPDATE ON target TO regress_jobs_gone;
+SET ROLE regress_jobs_gone;
+SELECT idem_enqueue('staging', 'target', '{id}', 'roleless') IS NOT NULL AS enqueued;
+RESET ROLE;
+DROP OWNED BY regress_jobs_gone;
+DROP ROLE regress_jobs_gone;
+UPDATE idem_job SET finished_at = now() - interval '8 days' WHERE batch_id IN ('becomes', 'noted 1ever_new');
+SELECT count(*) AS old FROM idem_job WHERE finished_at < now() - interval '7 days';
+CALL idem_maintain() \g /dev/null
+SELECT count(*) AS old FROM idem_job WHERE finished_at < now() - interval '7 days';
+SELECT status, sqlstate, message FROM idem_job WHERE batch_id = 'roleless';
+SELECT count(*) > 0 AS others_stay FROM idem_job WHERE finished_at IS NOT NULL;
+
+-- rights on all tables are no right to have something run as somebody else
+CREATE ROLE regress_jobs_writer;
+GRANT pg_write_all_data, pg_read_all_data TO regress_jobs_writer;
+SET session_replication_role = replica;
+SET ROLE regress_jobs_writer;
+INSERT INTO idem_job DEFAULT VALUES;
+UPDATE idem_job SET role = 'regress_jobs_loader' WHERE batch_id = 'roleless';
+DELETE FROM idem_job;
+RESET ROLE;
+RESET session_replication_role;
+SELECT idem_job_guard();
+DROP ROLE regress_jobs_writer;
+
 -- what is dumped: jobs that wait, and whose role and relations are there
 SELECT condition LIKE '%finished_at IS NULL%' AS waiting_only
 FROM pg_extension e, unnest(e.extconfig, e.extcondition) AS c (oid, condition)

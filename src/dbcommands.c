@@ -15,6 +15,9 @@
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
 #include "miscadmin.h"
@@ -22,6 +25,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "tcop/utility.h"
+#include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -54,11 +58,27 @@ option(List *options, const char *name)
 	return NULL;
 }
 
+/* May the current role create and rename databases? */
+static bool
+may_create_databases(void)
+{
+	HeapTuple	tuple = SearchSysCache1(AUTHOID, ObjectIdGetDatum(GetUserId()));
+	bool		may = superuser();
+
+	if (HeapTupleIsValid(tuple))
+	{
+		may |= ((Form_pg_authid) GETSTRUCT(tuple))->rolcreatedb;
+		ReleaseSysCache(tuple);
+	}
+	return may;
+}
+
 /* The database that a command wants to have for itself, or InvalidOid. */
 static Oid
-wanted_database(Node *command)
+wanted_database(Node *command, bool in_block)
 {
 	const char *name = NULL;
+	const char *new_name = NULL;
 	Oid			database;
 
 	if (IsA(command, DropdbStmt))
@@ -68,6 +88,7 @@ wanted_database(Node *command)
 		name = option(((CreatedbStmt *) command)->options, "template");
 		if (name == NULL)
 			name = "template1";
+		new_name = ((CreatedbStmt *) command)->dbname;
 	}
 	else if (IsA(command, AlterDatabaseStmt))
 	{
@@ -75,16 +96,22 @@ wanted_database(Node *command)
 			name = ((AlterDatabaseStmt *) command)->dbname;
 	}
 	else if (IsA(command, RenameStmt) && ((RenameStmt *) command)->renameType == OBJECT_DATABASE)
+	{
 		name = ((RenameStmt *) command)->subname;
+		new_name = ((RenameStmt *) command)->newname;
+	}
 	if (name == NULL)
 		return InvalidOid;
 	database = get_database_oid(name, true);
 
 	/*
 	 * A command that will fail must not stop our processes: that of somebody
-	 * who may not run it, and all but a copy of the session's own database.
+	 * who may not run it, in a transaction block, for a name that is taken,
+	 * and all but a copy of the session's own database.
 	 */
 	if (!OidIsValid(database) ||
+		(in_block && !IsA(command, RenameStmt)) ||
+		(new_name && (OidIsValid(get_database_oid(new_name, true)) || !may_create_databases())) ||
 		(database == MyDatabaseId && !IsA(command, CreatedbStmt)) ||
 		!database_ownercheck_compat(database, GetUserId()))
 		return InvalidOid;
@@ -148,7 +175,8 @@ process_utility(PlannedStmt *pstmt, const char *query, bool read_only_tree,
 
 	/* When the command has run, its parse tree may be gone. */
 	int			whom = concerned(pstmt->utilityStmt);
-	Oid			database = wanted_database(pstmt->utilityStmt);
+	Oid			database = wanted_database(pstmt->utilityStmt,
+										   IsInTransactionBlock(context == PROCESS_UTILITY_TOPLEVEL));
 
 	if (OidIsValid(database) && idem_shmem_block(database))
 	{

@@ -41,6 +41,14 @@
 #include "job.h"
 #include "shmem.h"
 
+static void
+report_cancelled(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg("the job was cancelled")));
+}
+
 /*
  * Merge as the current user, and record the success, in the current transaction.
  * An error if the attempt was given up or cancelled meanwhile.
@@ -50,14 +58,18 @@ idem_job_run(const IdemQueue *queue, const IdemAttempt *attempt)
 {
 	IdemSpiArgs arguments;
 	Datum		result;
+	bool		cancelled;
 	bool		isnull;
 
 	idem_spi_connect();
 	idem_queue_hold(attempt->job_id, false);
-	if (!idem_queue_load(queue, attempt, &arguments))
+	if (!idem_queue_load(queue, attempt, &arguments, &cancelled))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the attempt was given up before it has started")));
+				 errmsg("the attempt was given up before it has started"),
+				 errdetail("Its process came too late: the job had been taken for interrupted.")));
+	if (cancelled)
+		report_cancelled();
 
 	/*
 	 * The function, not what is below it, so that the right to execute it is
@@ -76,9 +88,7 @@ idem_job_run(const IdemQueue *queue, const IdemAttempt *attempt)
 	 */
 	idem_spi_execute_utility("SET CONSTRAINTS ALL IMMEDIATE");
 	if (!idem_queue_succeed(queue, attempt, result))
-		ereport(ERROR,
-				(errcode(ERRCODE_QUERY_CANCELED),
-				 errmsg("the job was cancelled")));
+		report_cancelled();
 	idem_spi_finish();
 }
 

@@ -12,6 +12,7 @@
 #include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_inherits.h"
+#include "commands/trigger.h"
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -21,11 +22,13 @@
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "compat.h"
 #include "idempotent_ingest.h"
 #include "job.h"
 #include "ledger.h"
@@ -43,6 +46,30 @@ PG_FUNCTION_INFO_V1(idem_enqueue);
 PG_FUNCTION_INFO_V1(idem_cancel);
 PG_FUNCTION_INFO_V1(idem_wait);
 PG_FUNCTION_INFO_V1(idem_run_jobs);
+PG_FUNCTION_INFO_V1(idem_job_guard);
+
+/*
+ * A trigger on the queue's table: whoever writes a job can have it run as anybody,
+ * so that rights on the table, those of pg_write_all_data perhaps, are not enough.
+ */
+Datum
+idem_job_guard(PG_FUNCTION_ARGS)
+{
+	Relation	table;
+
+	if (!CALLED_AS_TRIGGER(fcinfo))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("idem_job_guard() can only be called as a trigger")));
+	table = ((TriggerData *) fcinfo->context)->tg_relation;
+	if (!class_ownercheck_compat(RelationGetRelid(table), GetUserId()))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for table %s", RelationGetRelationName(table)),
+				 errdetail("A job is run as the role that has enqueued it."),
+				 errhint("Use idem_enqueue() and idem_cancel().")));
+	return PointerGetDatum(NULL);
+}
 
 static void
 open_queue(FunctionCallInfo fcinfo, IdemQueue *queue)
@@ -173,6 +200,8 @@ idem_cancel(PG_FUNCTION_ARGS)
 	cancelled = idem_queue_cancel(&queue, job_id);
 	idem_spi_finish();
 	idem_shmem_wake_at_commit(IDEM_WAKE_WORKER);
+	if (cancelled)
+		idem_shmem_cancel_at_commit(job_id);
 	PG_RETURN_BOOL(cancelled);
 }
 
@@ -381,7 +410,8 @@ run_one(const IdemQueue *queue, Oid role, int32 *succeeded, int32 *failed)
 	ereport(NOTICE,
 			(errcode(error->sqlerrcode),
 			 errmsg("job %lld failed: %s", (long long) attempt.job_id, error->message),
-			 errdetail_internal("%s", error->detail ? error->detail : "The view idem_jobs has its state.")));
+			 errdetail_internal("%s", error->detail ? error->detail : "The view idem_jobs has its state."),
+			 error->hint ? errhint("%s", error->hint) : 0));
 	return true;
 }
 

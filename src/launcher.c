@@ -355,7 +355,10 @@ start_workers(int looking)
 			continue;
 		if (database->knowledge != UNKNOWN)
 		{
-			if (database->next_start > now)
+			/* One that is too far away was set before the clock was set back. */
+			if (database->next_start > now &&
+				!TimestampDifferenceExceeds(now, database->next_start, 1000 *
+											Max(MAX_BACKOFF_SECONDS, RECHECK_SECONDS)))
 			{
 				timeout = Min(timeout, TimestampDifferenceMilliseconds(now, database->next_start));
 				continue;

@@ -1,7 +1,7 @@
 /*-------------------------------------------------------------------------
  *
  * maintfuncs.c
- *	  The functions that people call for retention.
+ *	  The functions that people call for retention and cleaning up.
  *
  *-------------------------------------------------------------------------
  */
@@ -14,18 +14,35 @@
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "idempotent_ingest.h"
 #include "ledger.h"
 #include "maintenance.h"
+#include "queue.h"
 #include "relcheck.h"
 #include "security.h"
 #include "spi_util.h"
 
 PG_FUNCTION_INFO_V1(idem_maintain);
 PG_FUNCTION_INFO_V1(idem_set_retention);
+
+/* Do for the queue what a worker would do. False if there is nothing more to do. */
+static bool
+clean_queue(Oid schema)
+{
+	IdemQueue	queue;
+	bool		more;
+
+	idem_spi_connect();
+	idem_queue_open(schema, &queue);
+	idem_queue_fail_roleless(&queue);
+	more = idem_queue_expire(&queue);
+	idem_spi_finish();
+	return more;
+}
 
 /*
  * A procedure: one step after the other, each in a transaction of its own, until
@@ -41,7 +58,8 @@ idem_maintain(PG_FUNCTION_ARGS)
 	TupleDesc	tupdesc;
 	Datum		values[2];
 	bool		nulls[2] = {0};
-	bool		more;
+	bool		in_ledger = true;
+	bool		more = true;
 
 	if (fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
 		castNode(CallContext, fcinfo->context)->atomic)
@@ -55,18 +73,21 @@ idem_maintain(PG_FUNCTION_ARGS)
 	idem_spi_connect_nonatomic();
 	context = AllocSetContextCreate(CurrentMemoryContext, "idem_maintain step",
 									ALLOCSET_DEFAULT_SIZES);
-	do
+	while (more)
 	{
 		MemoryContext old_context = MemoryContextSwitchTo(context);
 
 		CHECK_FOR_INTERRUPTS();
-		more = idem_maintenance_step(idem_ledger_open(function), began, &counts);
+		if (in_ledger)
+			in_ledger = idem_maintenance_step(idem_ledger_open(function), began, &counts);
+		else
+			more = clean_queue(get_func_namespace(function));
 		MemoryContextSwitchTo(old_context);
 		MemoryContextReset(context);
 		idem_spi_commit();
 		if (more)
 			idem_maintenance_nap();
-	} while (more);
+	}
 	idem_spi_finish();
 
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)

@@ -60,6 +60,9 @@ static const Oid argument_types[IDEM_MERGE_ARGUMENTS] = {
 /* Longest time between two attempts, in milliseconds. */
 #define MAX_RETRY_DELAY		(60 * 60 * 1000.0)
 
+/* How many jobs are removed in one transaction. */
+#define EXPIRE_AT_ONCE	1000
+
 /* The channel of NOTIFY. */
 static const char CHANNEL[] = "idem_job";
 
@@ -303,18 +306,20 @@ idem_queue_give_back(const IdemQueue *queue, const IdemAttempt *attempt)
 
 /*
  * Fetch the arguments of idem_merge() for an attempt, into the current memory
- * context. False if the attempt has been given up. A relation that was dropped
+ * context. False if the attempt has been given up; *cancelled if the job has been. A relation that was dropped
  * since the job was enqueued is an error, even if another one has got its OID.
  */
 bool
-idem_queue_load(const IdemQueue *queue, const IdemAttempt *attempt, IdemSpiArgs *arguments)
+idem_queue_load(const IdemQueue *queue, const IdemAttempt *attempt, IdemSpiArgs *arguments,
+				bool *cancelled)
 {
 	IdemSpiArgs args = {0};
 
 	attempt_arguments(&args, attempt);
-	if (run(queue, psprintf("SELECT " ARGUMENT_NAMES ", staging_type, target_type"
+	if (run(queue, psprintf("SELECT " ARGUMENT_NAMES ", staging_type, target_type, cancel_requested"
 							" FROM %s.idem_job" WHERE_ATTEMPT, queue->schema), &args) == 0)
 		return false;
+	*cancelled = DatumGetBool(value(0, IDEM_MERGE_ARGUMENTS + 3));
 	memset(arguments, 0, sizeof(*arguments));
 	for (int i = 0; i < IDEM_MERGE_ARGUMENTS; i++)
 	{
@@ -573,21 +578,23 @@ idem_queue_next(const IdemQueue *queue, int retry, TimestampTz *run_at)
 }
 
 /*
- * Remove up to limit jobs that ended so many minutes ago; returns how many. The
- * index is read from its beginning: for a function of the time in place of $1 it
- * would not be.
+ * Remove some of the jobs that nobody asks for any more, as the settings say. True
+ * if there can be more of them. The index is read from its beginning: for a
+ * function of the time in place of $1 it would not be.
  */
-uint64
-idem_queue_expire(const IdemQueue *queue, int minutes, int limit)
+bool
+idem_queue_expire(const IdemQueue *queue)
 {
 	IdemSpiArgs args = {0};
+	int64		age = idem_guc_job_retention * USECS_PER_MINUTE;
 
-	idem_spi_arg(&args, TIMESTAMPTZOID,
-				 TimestampTzGetDatum(GetCurrentTimestamp() - minutes * USECS_PER_MINUTE), false);
-	idem_spi_arg(&args, INT4OID, Int32GetDatum(limit), false);
+	if (age == 0)
+		return false;
+	idem_spi_arg(&args, TIMESTAMPTZOID, TimestampTzGetDatum(GetCurrentTimestamp() - age), false);
+	idem_spi_arg(&args, INT4OID, Int32GetDatum(EXPIRE_AT_ONCE), false);
 	return run(queue, psprintf("WITH old AS MATERIALIZED (SELECT job_id FROM %s.idem_job"
 							   " WHERE finished_at < $1"
 							   " ORDER BY finished_at LIMIT $2 FOR UPDATE SKIP LOCKED)"
 							   " DELETE FROM %s.idem_job j USING old WHERE j.job_id = old.job_id",
-							   queue->schema, queue->schema), &args);
+							   queue->schema, queue->schema), &args) == EXPIRE_AT_ONCE;
 }

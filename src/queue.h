@@ -55,7 +55,7 @@ extern List *idem_queue_take(const IdemQueue *queue, Oid role, int limit);
 extern bool idem_queue_lock(const IdemQueue *queue, const IdemAttempt *attempt);
 extern void idem_queue_give_back(const IdemQueue *queue, const IdemAttempt *attempt);
 extern bool idem_queue_load(const IdemQueue *queue, const IdemAttempt *attempt,
-							IdemSpiArgs *arguments);
+							IdemSpiArgs *arguments, bool *cancelled);
 extern bool idem_queue_succeed(const IdemQueue *queue, const IdemAttempt *attempt, Datum result);
 extern bool idem_queue_fail(const IdemQueue *queue, const IdemAttempt *attempt, int sqlstate,
 							const char *message);
@@ -65,7 +65,7 @@ extern void idem_queue_fail_roleless(const IdemQueue *queue);
 extern bool idem_queue_cancel(const IdemQueue *queue, int64 job_id);
 extern bool idem_queue_look(const IdemQueue *queue, int64 job_id, IdemJobState *state);
 extern bool idem_queue_next(const IdemQueue *queue, int retry, TimestampTz *run_at);
-extern uint64 idem_queue_expire(const IdemQueue *queue, int minutes, int limit);
+extern bool idem_queue_expire(const IdemQueue *queue);
 
 extern void idem_queue_hold(int64 job_id, bool session);
 extern void idem_queue_let_go(int64 job_id);

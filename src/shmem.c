@@ -20,10 +20,12 @@
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "nodes/pg_list.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lwlock.h"
 #include "storage/shmem.h"
+#include "utils/memutils.h"
 
 #include "shmem.h"
 
@@ -87,6 +89,7 @@ static shmem_startup_hook_type earlier_startup_hook;
 
 /* What the current transaction asks for, if it commits; IDEM_WAKE_* */
 static int	wake;
+static List *cancelled = NIL;	/* jobs that are to be cancelled then */
 
 /* Does it block databases until it ends? */
 static bool has_blocked;
@@ -599,6 +602,14 @@ transaction_ends(XactEvent event, void *arg)
 {
 	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_ABORT && event != XACT_EVENT_PREPARE)
 		return;
+	if (event == XACT_EVENT_COMMIT)
+	{
+		ListCell   *lc;
+
+		foreach(lc, cancelled)
+			(void) idem_shmem_cancel_job(MyDatabaseId, *(int64 *) lfirst(lc));
+	}
+	cancelled = NIL;
 	if (event == XACT_EVENT_COMMIT && wake != 0)
 	{
 		LWLockAcquire(shared->lock, LW_EXCLUSIVE);
@@ -640,6 +651,27 @@ idem_shmem_wake_at_commit(int whom)
 		return;
 	register_callback();
 	wake |= whom;
+}
+
+/*
+ * When the current transaction commits, cancel what the process of a job of this
+ * database is running. What a subtransaction has cancelled is the worker's to
+ * pass on, since only part of that may be committed.
+ */
+void
+idem_shmem_cancel_at_commit(int64 job_id)
+{
+	MemoryContext old_context;
+	int64	   *job;
+
+	if (!shared || GetCurrentTransactionNestLevel() > 1)
+		return;
+	register_callback();
+	old_context = MemoryContextSwitchTo(TopTransactionContext);
+	job = palloc(sizeof(int64));
+	*job = job_id;
+	cancelled = lappend(cancelled, job);
+	MemoryContextSwitchTo(old_context);
 }
 
 /* Let none of our processes connect to a database. False if there is no room. */

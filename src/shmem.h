@@ -90,6 +90,7 @@ extern bool idem_shmem_attach_job(IdemSlot slot, IdemJobInfo *job);
 extern bool idem_shmem_cancel_job(Oid database, int64 job_id);
 
 extern void idem_shmem_wake_at_commit(int whom);
+extern void idem_shmem_cancel_at_commit(int64 job_id);
 extern bool idem_shmem_block(Oid database);
 extern void idem_shmem_unblock(bool at_end);
 extern int	idem_shmem_terminate(Oid database);

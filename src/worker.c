@@ -20,8 +20,10 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_db_role_setting.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -44,11 +46,11 @@
 #include "ledger.h"
 #include "maintenance.h"
 #include "queue.h"
+#include "security.h"
 #include "shmem.h"
 #include "worker.h"
 
-/* How many old jobs one transaction removes, and jobs one transaction takes. */
-#define EXPIRE_AT_ONCE		1000
+/* How many jobs one transaction takes. */
 #define TAKE_AT_ONCE		16
 
 /*
@@ -72,7 +74,7 @@ static List *started = NIL;		/* of StartedJob; it and they live in
 static MemoryContext long_lived;
 static MemoryContext scratch;	/* reset in each round */
 
-/* End without being restarted at once. */
+/* End, with a reason from which the launcher knows when to look again. */
 static void
 leave(IdemWorkerState outcome)
 {
@@ -247,17 +249,15 @@ static void
 expire(void)
 {
 	IdemQueue	queue;
-	uint64		removed;
+	bool		more;
 
 	do
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (idem_guc_job_retention == 0)
-			break;
 		begin(&queue, "removing old jobs");
-		removed = idem_queue_expire(&queue, idem_guc_job_retention, EXPIRE_AT_ONCE);
+		more = idem_queue_expire(&queue);
 		commit();
-	} while (removed == EXPIRE_AT_ONCE);
+	} while (more);
 }
 
 /*
@@ -417,6 +417,50 @@ start_jobs(void)
 		Min(naptime, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), next)) : naptime;
 }
 
+/* Get the settings of the database once more, as the current snapshot has them. */
+static void
+apply_settings(void)
+{
+	Relation	settings = table_open(DbRoleSettingRelationId, AccessShareLock);
+	Snapshot	snapshot = GetActiveSnapshot();
+	Oid			role = GetSessionUserId();
+
+	ApplySetting(snapshot, MyDatabaseId, role, settings, PGC_S_DATABASE_USER);
+	ApplySetting(snapshot, InvalidOid, role, settings, PGC_S_USER);
+	ApplySetting(snapshot, MyDatabaseId, InvalidOid, settings, PGC_S_DATABASE);
+	ApplySetting(snapshot, InvalidOid, InvalidOid, settings, PGC_S_GLOBAL);
+	table_close(settings, AccessShareLock);
+}
+
+/* Have the settings of the database been changed since the worker has got them? */
+static bool
+settings_have_changed(void)
+{
+	static char *known = NULL;
+	IdemSpiArgs args = {0};
+	IdemIdentity saved;
+	IdemQueue	queue;
+	char	   *settings;
+
+	begin(&queue, "looking at the settings of the database");
+	/* They can have been changed since it has connected. */
+	if (known == NULL)
+		apply_settings();
+	idem_security_push(&saved, queue.owner);
+	idem_spi_arg(&args, OIDOID, ObjectIdGetDatum(MyDatabaseId), false);
+	idem_spi_arg(&args, OIDOID, ObjectIdGetDatum(GetSessionUserId()), false);
+	(void) idem_spi_execute("SELECT coalesce(pg_catalog.jsonb_agg(s ORDER BY setdatabase, setrole), '[]')"
+							" FROM pg_catalog.pg_db_role_setting s"
+							" WHERE setdatabase IN (0, $1) AND setrole IN (0, $2)",
+							InvalidOid, &args, true);
+	idem_security_pop(&saved);
+	settings = idem_spi_text(0, 1, scratch);
+	commit();
+	if (known == NULL)
+		known = MemoryContextStrdup(long_lived, settings);
+	return strcmp(known, settings) != 0;
+}
+
 /* Settings of users that must not keep the worker from its work. */
 static void
 override_settings(void)
@@ -445,6 +489,7 @@ idem_worker_main(Datum arg)
 	TimestampTz last_clean_up = 0;
 	bool		has_interrupted = false;
 	bool		has_maintenance = false;
+	bool		is_outdated = false;
 	IdemQueue	queue;
 
 	memcpy(&my_slot, MyBgworkerEntry->bgw_extra, sizeof(my_slot));
@@ -486,11 +531,20 @@ idem_worker_main(Datum arg)
 		if (now < last_clean_up ||
 			TimestampDifferenceExceeds(last_clean_up, now, idem_guc_naptime * 1000))
 		{
-			expire();
+			is_outdated = settings_have_changed();
+			if (!is_outdated)
+				expire();
 			last_clean_up = now;
 			has_interrupted = true;
-			has_maintenance = true;
+			has_maintenance = !is_outdated;
 		}
+
+		/*
+		 * A new worker gets the settings. Jobs that are starting need this
+		 * one.
+		 */
+		if (is_outdated && started == NIL)
+			leave(IDEM_WORKER_STOPPED);
 		if (has_interrupted)
 			has_interrupted = !reclaim();
 		cancel();

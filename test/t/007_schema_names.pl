@@ -262,5 +262,25 @@ is( $node->safe_psql(
         '0|0', 'the lookalike has no row');
 }
 
+# Roles that get rights on all new tables and sequences get none on ours.
+my $rights = q{
+    SELECT c.relname, string_agg(privilege_type, ' ' ORDER BY privilege_type)
+    FROM pg_class AS c CROSS JOIN LATERAL aclexplode(c.relacl) AS a
+    WHERE a.grantee = 'loader'::regrole AND c.relname LIKE 'idem%' AND c.relname !~ @ GROUP BY c.relname ORDER BY c.relname};
+foreach my $version ('0.1.0', '0.2.0')
+{
+    my $db = "defaults_$version";
+    make_database($node, $db);
+    $node->safe_psql(
+        $db, qq{
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO loader;
+        ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO loader;
+        CREATE EXTENSION idempotent_ingest VERSION '$version';
+        ALTER EXTENSION idempotent_ingest UPDATE});
+    # What 0.1.0 had keeps them: somebody may have granted them on purpose.
+    my $old = $version eq '0.1.0' ? q{'^idem_(ledger|audit|batches)'} : q{'^$'};
+    is($node->safe_psql($db, $rights =~ s/@/$old/r), '', "$version: no default privileges on what is new in 0.2.0");
+}
+
 $node->stop;
 done_testing();

@@ -498,10 +498,14 @@ is(job_status('loads', enqueue('loads', "'staging', 'target', '{id}', 'b1'")), '
         isnt(sqlstate($node, 'postgres', "SET ROLE stranger; $command"), 'none', "a stranger: $command");
     }
     is(worker('loads'), $pid, 'the worker has not ended for a stranger');
+    is(sqlstate($node, 'postgres', 'CREATE DATABASE postgres TEMPLATE loads'), '42P04', 'a name that is taken');
+    is(sqlstate($node, 'postgres', 'ALTER DATABASE loads RENAME TO postgres'), '42P04', 'also for RENAME');
+    is(sqlstate($node, 'postgres', 'BEGIN; DROP DATABASE loads'), '25001', 'in a transaction block');
+    is(worker('loads'), $pid, 'the worker has not ended for what cannot be done');
 
     # The session that holds the job would be in the way of the command itself.
     $holder->quit;
-    is(job_status('loads', $job), 'succeeded', 'neither has the job');
+    is($node->safe_psql('loads', "SELECT status, attempts FROM idem_wait($job)"), 'succeeded|1', 'neither has the job');
 }
 
 # A command that fails, as somebody else is in the database.
@@ -525,6 +529,21 @@ sub run_endless_job
     wait_for("an endless job is running in $db", qq{
         SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = '$db' AND backend_type = 'idempotent_ingest job'});
     return $job;
+}
+
+# idem_cancel() needs no worker to interrupt what is running.
+{
+    my $job = run_endless_job('loads');
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.worker = off');
+    $node->reload;
+    wait_for('the worker ends', q{
+        SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'idempotent_ingest worker')});
+    is($node->safe_psql('loads', "SELECT status FROM idem_wait($job, '0')"), 'running', 'its job does not');
+    is($node->safe_psql('loads', "SELECT idem_cancel($job)"), 't', 'until it is cancelled');
+    is(job_status('loads', $job), 'cancelled', 'and it has ended');
+    $node->append_conf('postgresql.conf', 'idempotent_ingest.worker = on');
+    $node->reload;
+    wait_for_worker('loads', 'the worker is back');
 }
 
 {

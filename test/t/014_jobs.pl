@@ -305,6 +305,15 @@ $node->safe_psql(
     $node->reload;
     ok($node->poll_query_until('postgres', q{SELECT expired FROM idem_batches WHERE batch_id = 'old'}), 'the worker lets batches expire');
     is($node->safe_psql('postgres', q{SELECT expired FROM idem_batches WHERE batch_id = 'new'}), 'f', 'but for later ones');
+
+    # A process gets the settings of its database when it connects.
+    $node->safe_psql('postgres', q{
+        SELECT status FROM idem_merge('staging', 'kept', '{id}', 'middle');
+        SELECT status FROM idem_merge('staging', 'kept', '{id}', 'last');
+        UPDATE idem_ledger SET applied_at = now() - interval '50 days' WHERE batch_id = 'middle';
+        ALTER DATABASE postgres SET idempotent_ingest.retention = '40d'});
+    ok($node->poll_query_until('postgres', q{SELECT expired FROM idem_batches WHERE batch_id = 'middle'}), 'by the settings of the database');
+    $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET idempotent_ingest.retention');
 }
 
 # So far, all processes have ended by themselves: a coverage build has their counts.
