@@ -243,7 +243,9 @@ SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges
        run_as('idem_p_owner', 'SELECT engine IS NOT NULL FROM public.idem_explain(''privileges.wider'', ''privileges.t'', on_schema_change => ''add_columns'')', true) AS owner_explain;
 -- and so to have it alone
 SELECT run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.s'', ''privileges.t'', exclusive => true)', true) AS full,
-       run_as('idem_p_owner', 'SELECT summary FROM public.idem_merge(''privileges.s'', ''privileges.t'', exclusive => true)', true) AS owner;
+       run_as('idem_p_owner', 'SELECT summary FROM public.idem_merge(''privileges.s'', ''privileges.t'', exclusive => true)', true) AS owner,
+       run_as('idem_p_full', 'SELECT summary FROM public.idem_merge(''privileges.s'', ''privileges.t'', exclusive => true, dry_run => true)', true) AS full_dry_run,
+       run_as('idem_p_full', 'SELECT engine FROM public.idem_explain(''privileges.s'', ''privileges.t'', exclusive => true)', true) AS full_explain;
 -- staging that is a view: the rights of its owner on what is below, unless it says otherwise
 CREATE TABLE hidden AS TABLE s;
 CREATE VIEW lends AS SELECT * FROM hidden;

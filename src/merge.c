@@ -134,13 +134,17 @@ resolve(const IdemRequest *request)
 
 	idem_relinfo_precheck(request);
 
+	/* To build indexes anew is the owner's right. */
+	if (request->exclusive)
+		idem_security_require_owner(request->target);
+
 	/* A weaker lock first, and the stronger one later, would be a deadlock. */
 	if (!request->dry_run &&
 		(request->exclusive || (request->on_schema_change == IDEM_SCHEMA_ADD_COLUMNS &&
 								idem_relinfo_differs(request))))
 	{
-		/* To build indexes anew is the owner's right as well. */
-		idem_security_require_owner(request->target);
+		if (!request->exclusive)
+			idem_security_require_owner(request->target);
 		idem_relcheck_lock(request->target, AccessExclusiveLock);
 	}
 	idem_relcheck_lock(request->target,
@@ -708,7 +712,7 @@ idem_merge_run(const IdemLedger *ledger, const IdemRequest *request, IdemMergeRe
 	{
 		applying = outer;
 		/* Those who may not merge into the target do not count there. */
-		if (result->permitted)
+		if (result->permitted && !request->dry_run)
 			idem_stats_count_error(request->target, geterrcode());
 		PG_RE_THROW();
 	}

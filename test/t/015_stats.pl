@@ -61,7 +61,9 @@ is(sqlstate($node, 'one', "$call 'b3', version_cols => '{n}', on_stale => 'error
 $node->safe_psql('one', 'INSERT INTO staging VALUES (NULL, 1)');
 is(sqlstate($node, 'one', "$call 'b4')"), '23502', 'failed');
 $node->safe_psql('one', 'DELETE FROM staging WHERE id IS NULL');
-is(outcomes('one'), '2|1|1|1|1|1|1|1|1', 'each outcome is counted once');
+is(sqlstate($node, 'one', "$call 'b3', version_cols => '{n}', on_stale => 'error', dry_run => true)"),
+    'II003', 'a dry run that is refused');
+is(outcomes('one'), '2|1|1|1|1|1|1|1|1', 'each outcome is counted once, and none of a dry run');
 is( $node->safe_psql(
         'one', q{
         SELECT target, rows_staged, rows_duplicate, rows_inserted, rows_updated, rows_deleted, rows_unchanged, rows_stale,
