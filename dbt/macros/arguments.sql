@@ -1,9 +1,13 @@
 {# From configs of a model to arguments of idem_merge(). #}
 
-{# A config that dbt does not know: newer versions want it in meta. #}
+{#
+  A config that dbt does not know. Newer versions want it in meta, where others keep
+  a source or an owner: ours are under a name of their own there.
+#}
 {% macro own_config(name, default=none) %}
   {%- set value = config.get(name) -%}
-  {{ return(value if value is not none else (config.get('meta') or {}).get(name, default)) }}
+  {%- set meta = (config.get('meta') or {}).get('idem_merge') or {} -%}
+  {{ return(value if value is not none else meta.get(name, default)) }}
 {% endmacro %}
 
 

@@ -5,13 +5,20 @@
   A model is computed from what its sources have now. Without a batch_id, the same
   rows once more are therefore no retry of an earlier run: they are compared with
   the table again, which costs no write where nothing differs.
+
+  With --empty and --sample the increment is not the batch, which must not be known
+  then: it would be refused, or skipped, when all of it comes.
 #}
 {% macro get_incremental_idem_merge_sql(arg_dict) %}
   {%- set batch_id = idempotent_ingest.own_config('batch_id') -%}
-  {%- if batch_id is none -%}
+  {%- if batch_id is none or invocation_args_dict.get('empty') or invocation_args_dict.get('sample') -%}
     {%- set options = {'on_replay': 'reapply'} -%}
   {%- else -%}
-    {%- set options = {'batch_id': render(batch_id | string),
+    {%- set rendered = render(batch_id | string) | trim -%}
+    {%- if rendered in ['', 'None'] -%}
+      {%- do exceptions.raise_compiler_error("the config batch_id of " ~ this ~ " comes to nothing: " ~ batch_id) -%}
+    {%- endif -%}
+    {%- set options = {'batch_id': rendered,
                        'on_mismatch': idempotent_ingest.own_config('on_mismatch', 'error')} -%}
   {%- endif -%}
   {{ return(idempotent_ingest.merge_sql(arg_dict, options)) }}
@@ -88,11 +95,12 @@
 {% endmacro %}
 
 
-{# The result becomes dbt's own: the log line of the model, and its adapter_response. A batch that has expired has no counts. #}
+{# The result becomes dbt's own: the log line of the model, and its adapter_response. A replay has written nothing. #}
 {% macro report() %}
   {%- set result = fromjson(run_query("select pg_catalog.current_setting('idem_dbt.result')").columns[0].values()[0]) -%}
   {%- do store_raw_result('main', message=result['summary'], code=result['status'],
-                          rows_affected=(result['rows_inserted'] or 0) + (result['rows_updated'] or 0)) -%}
+                          rows_affected=0 if result['status'] == 'replayed'
+                                        else result['rows_inserted'] + result['rows_updated']) -%}
 {% endmacro %}
 
 

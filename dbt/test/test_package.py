@@ -160,9 +160,12 @@ class TestConfigs(Source):
         assert rows(project, "select v from @m where id < 3 order by id") == [("new",), ("v2",)]
 
     def test_configs_in_meta(self, project):
-        said = self.merge(project, ", meta={'version_cols': 'n', 'source': 'shop'}", "update @src set v = 'new', n = 0 where id = 1")
+        configs = ", meta={'idem_merge': {'version_cols': 'n', 'source': 'shop'}, 'source': 'crm', 'batch_id': 'of another tool'}"
+        said = self.merge(project, configs, "update @src set v = 'new', n = 0 where id = 1")
         assert said == "applied: 10 staged, 9 unchanged, 1 stale"
-        assert value(project, "select pipeline from public.idem_batches where target = '@m'::regclass") == "shop"
+        pipeline, batch = rows(project, "select pipeline, batch_id from public.idem_batches where target = '@m'::regclass")[0]
+        assert pipeline == "shop"
+        assert batch.startswith("content:"), "what others have in meta is not ours"
 
     def test_on_duplicate(self, project):
         change = "insert into @src values (1, 'later', 2)"
@@ -182,13 +185,24 @@ class TestConfigs(Source):
         monday = ("--vars", "day: monday")
         assert "1 updated" in self.merge(project, configs, "update @src set v = 'new' where id = 1", args=monday)
         # a retry
-        assert message(run(project, *monday)) == "replayed: 10 staged, 1 updated, 9 unchanged"
+        retry = run(project, *monday)
+        assert message(retry) == "replayed: 10 staged, 1 updated, 9 unchanged"
+        assert response(retry)["rows_affected"] == 0
         # another content by the same name
         project.run_sql(f"update {project.test_schema}.src set v = 'newer' where id = 1")
         assert 'batch "load monday" was already applied with different content' in message(run(project, *monday, passes=False))
         assert message(run(project, "--vars", "day: tuesday")) == "applied: 10 staged, 1 updated, 9 unchanged"
         assert rows(project, "select batch_id, pipeline from public.idem_batches where target = '@m'::regclass order by applied_at") == [
             ("load monday", "shop"), ("load tuesday", "shop")]
+
+    def test_batch_id_that_is_missing(self, project):
+        write(project, "m", MODEL % ("", "{{ target.schema }}.src"))
+        run(project)
+        for batch_id in ("{{ var('day', none) }}", "{{ var('day', ' ') }}"):
+            write(project, "m", MODEL % (f', batch_id="{batch_id}"', "{{ target.schema }}.src"))
+            said = message(run(project, passes=False))
+            assert "the config batch_id of" in said
+            assert "comes to nothing" in said
 
     def test_on_mismatch(self, project):
         self.merge(project, ", batch_id='today', on_mismatch='apply'", "update @src set v = 'new' where id = 1")
@@ -230,6 +244,24 @@ class TestConfigs(Source):
         assert "is not idempotent: to run it again now would change rows (dry_run: 10 staged, " in message(run(project, *verify, passes=False))
         assert images(project) == before
         assert batches(project) == []
+
+
+class TestPartOfTheBatch(Source):
+    """With --empty a model has no rows. That they are the batch is then neither recorded nor found out."""
+
+    @pytest.fixture(scope="class")
+    def models(self):
+        return {"s.sql": "select * from {{ target.schema }}.src",
+                "m.sql": MODEL % (", batch_id='today', on_mismatch='skip'", "{{ ref('s') }}")}
+
+    def test_empty(self, project):
+        run(project)
+        assert message(run(project, "--empty", "--select", "m")) == "applied: 0 staged"
+        assert batches(project) == []
+        project.run_sql(f"update {project.test_schema}.src set v = 'new' where id = 1")
+        assert message(run(project, "--select", "m")) == "applied: 10 staged, 1 updated, 9 unchanged"
+        assert message(run(project, "--empty", "--select", "m")) == "applied: 0 staged"
+        assert message(run(project, "--select", "m")) == "replayed: 10 staged, 1 updated, 9 unchanged"
 
 
 class TestPredicates(Project):
