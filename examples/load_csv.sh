@@ -33,7 +33,7 @@ END
 # exits with 2 where it has no connection, or lost it.
 may_pass()
 {
-    [ "$1" = 2 ] || grep -qE ': (40001|40P01|55P03|25P03|08[0-9A-Z]{3}|57P0[1235]): ' "$errors"
+    [ "$1" = 2 ] || grep -qE ': +(40001|40P01|55P03|25P03|08[0-9A-Z]{3}|57P0[1235]): ' "$errors"
 }
 
 errors=$(mktemp)

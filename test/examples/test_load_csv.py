@@ -5,7 +5,7 @@ import signal
 import sys
 
 import pytest
-from conftest import EXAMPLES
+from conftest import EXAMPLES, PATIENCE, wait_until
 from orders import Files
 
 PROGRAMS = {"psycopg": (sys.executable, EXAMPLES / "load_csv.py"), "psql": ("sh", EXAMPLES / "load_csv.sh")}
@@ -52,6 +52,24 @@ def test_answers_lost(program, ordeal, files, tmp_path, losses):
         assert ordeal.run(*program, *paths, env={"PATH": f"{sleep.parent}:{os.environ['PATH']}"}) == 0
         files.check(ordeal)
     assert ordeal.output().count(": replayed:") > 0
+
+
+def test_locked_table(program, ordeal, files, tmp_path):
+    """An error that may pass: the file is tried again."""
+    released = tmp_path / "released"
+    sleep = tmp_path / "bin" / "sleep"
+    sleep.parent.mkdir()
+    sleep.write_text(f"#!/bin/sh\nwhile [ ! -e '{released}' ]; do /bin/sleep 0.02; done\n")
+    sleep.chmod(0o755)
+    path = files.write(tmp_path / "locked.csv")
+    env = {"PATH": f"{sleep.parent}:{os.environ['PATH']}", "PGOPTIONS": "-c lock_timeout=100ms"}
+    with ordeal.conn.transaction():
+        ordeal.conn.execute("LOCK TABLE orders IN EXCLUSIVE MODE")
+        process = ordeal.start(*program, path, env=env)
+        wait_until(lambda: "lock timeout" in ordeal.output(), "the program has met the lock")
+    released.touch()
+    assert process.wait(PATIENCE) == 0
+    files.check(ordeal)
 
 
 def test_two_at_once(program, ordeal, files, tmp_path):
