@@ -469,6 +469,14 @@ SELECT try_merge($$'day_s', 'day', '{k}', 'd2', mode => 'update'$$);
 SELECT try_merge($$'day_s', 'day', '{k}', 'd2', mode => 'update'$$);
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1', on_replay => 'reapply'$$);
 SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+-- one that has found its rows in the target can be lost, though it wrote none
+BEGIN;
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1', on_replay => 'reapply'$$);
+COMMIT;
+CREATE TABLE day_kept AS TABLE day;
+TRUNCATE day;
+SELECT try_merge($$'day_s', 'day', '{k}', 'd1'$$);
+INSERT INTO day TABLE day_kept;
 -- an id of the day that comes with a truncated table is a new batch
 BEGIN;
 TRUNCATE day;

@@ -432,6 +432,25 @@ SELECT idem_claim('heard', 't');
 RESET ROLE;
 SELECT n > 0 AS numbered, of_owner FROM public.idem_ledger WHERE batch_id = 'heard';
 ROLLBACK;
+-- and the default of a column that the functions leave to it, and what an index computes
+CREATE FUNCTION of_owner(text) RETURNS text LANGUAGE plpgsql IMMUTABLE
+AS $$ BEGIN RETURN CASE WHEN privileges.is_owner() THEN 'owner' ELSE 'caller' END; END $$;
+BEGIN;
+ALTER TABLE public.idem_ledger ALTER earlier_fingerprints SET DEFAULT ARRAY[privileges.of_owner('')];
+SET LOCAL ROLE idem_p_full;
+SELECT idem_claim('heard', 't');
+RESET ROLE;
+SELECT earlier_fingerprints FROM public.idem_ledger WHERE batch_id = 'heard';
+ROLLBACK;
+BEGIN;
+DROP INDEX public.idem_ledger_xid_idx;
+CREATE UNIQUE INDEX ON public.idem_ledger (privileges.of_owner(batch_id)) WHERE batch_id = 'heard';
+SET LOCAL ROLE idem_p_full;
+SELECT idem_claim('heard', 't');
+RESET ROLE;
+SET LOCAL enable_seqscan = off;
+SELECT batch_id FROM public.idem_ledger WHERE batch_id = 'heard' AND privileges.of_owner(batch_id) = 'owner';
+ROLLBACK;
 
 \pset format aligned
 SET client_min_messages = warning;

@@ -113,6 +113,16 @@ SELECT status FROM idem_merge('s', 't', '{k}', 'b7', version_cols => '{seen}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT count(*) FROM idem_batches WHERE batch_id = 'b7' AND target = 't'::regclass;
 DROP FUNCTION :"extension_schema".idem_row_staged(bigint, bigint, text, numeric, jsonb, text[], timestamptz, regclass);
+-- one that the planner would look into, and run what it finds there
+CREATE FUNCTION :"extension_schema".trap() RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+SELECT format('SELECT %I.trap()', :'extension_schema') AS body \gset
+CREATE FUNCTION :"extension_schema".idem_row_staged(bigint, bigint, text, numeric, jsonb, text[], timestamptz, regclass) RETURNS boolean
+LANGUAGE sql AS :'body';
+SELECT status FROM idem_merge('s', 't', '{k}', 'b7', version_cols => '{seen}');
+\echo :LAST_ERROR_SQLSTATE
+DROP FUNCTION :"extension_schema".idem_row_staged(bigint, bigint, text, numeric, jsonb, text[], timestamptz, regclass);
+DROP FUNCTION :"extension_schema".trap();
 -- each of the functions that a statement calls
 CREATE FUNCTION try_overload(signature text, result text) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE

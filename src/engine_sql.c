@@ -224,6 +224,8 @@ run_statement(IdemRun *run, const char *sql, const IdemSource *source, Oid targe
 	entry->in_use++;
 	PG_TRY();
 	{
+		/* To plan a function of somebody else can mean to run it. */
+		idem_spi_require_meaning(entry->plan, read, target, schema);
 		/* One that is kept may still lack a plan, if planning failed before. */
 		idem_spi_plan(entry->plan, entry->sql != NULL, entry->by_index);
 		idem_spi_require_meaning(entry->plan, read, target, schema);

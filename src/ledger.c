@@ -26,11 +26,13 @@
 #include "access/stratnum.h"
 #include "access/table.h"
 #include "access/tableam.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/datum.h"
@@ -284,13 +286,15 @@ idem_ledger_find(const IdemLedger *ledger, const IdemBatchKey *key, const char *
 		entry->elapsed = *DatumGetIntervalP(value);
 	if (DatumGetBool(idem_spi_value(0, 17, context, &isnull)) && !isnull)
 	{
-		(void) run_once(ledger,
-						psprintf("SELECT (SELECT string_agg(COALESCE(o.key, n.key), ', '"
-								 " ORDER BY COALESCE(o.key, n.key) COLLATE \"C\")"
-								 " FROM jsonb_each(options) o FULL JOIN jsonb_each($5::jsonb) n ON n.key = o.key"
-								 " WHERE o.value IS DISTINCT FROM n.value)"
-								 " FROM %s.idem_ledger" WHERE_KEY,
-								 ledger->schema), &args);
+		/* Somebody can have had the batch forgotten: then it is a new one. */
+		if (run_once(ledger,
+					 psprintf("SELECT (SELECT string_agg(COALESCE(o.key, n.key), ', '"
+							  " ORDER BY COALESCE(o.key, n.key) COLLATE \"C\")"
+							  " FROM jsonb_each(options) o FULL JOIN jsonb_each($5::jsonb) n ON n.key = o.key"
+							  " WHERE o.value IS DISTINCT FROM n.value)"
+							  " FROM %s.idem_ledger" WHERE_KEY,
+							  ledger->schema), &args) == 0)
+			return idem_ledger_find(ledger, key, options, lock, entry);
 		entry->differing = idem_spi_text(0, 1, context);
 	}
 	return true;
@@ -444,6 +448,42 @@ fill_slot(IdemResultRel *result, TupleTableSlot *slot, const IdemSpiArgs *args)
 	ExecStoreVirtualTuple(slot);
 }
 
+static bool
+is_inserted_column(const char *name)
+{
+	for (int i = 0; i < lengthof(inserted_columns); i++)
+		if (strcmp(inserted_columns[i], name) == 0)
+			return true;
+	return false;
+}
+
+static bool
+is_not_builtin(Oid function, void *context)
+{
+	return function >= FirstNormalObjectId;
+}
+
+static bool
+calls_others(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	return check_functions_in_node(node, is_not_builtin, context) ||
+		expression_tree_walker(node, calls_others, context);
+}
+
+/* Does an entry of the index take functions that do not come with PostgreSQL? */
+static bool
+index_calls_others(Oid indexrelid)
+{
+	Relation	index = index_open(indexrelid, AccessShareLock);
+	bool		calls = calls_others((Node *) RelationGetIndexExpressions(index), NULL) ||
+	calls_others((Node *) RelationGetIndexPredicate(index), NULL);
+
+	index_close(index, NoLock);
+	return calls;
+}
+
 /*
  * Is the ledger as the extension's script made it, so that nothing but what comes
  * with PostgreSQL runs when a row is inserted? Otherwise it may be the owner's own
@@ -452,12 +492,26 @@ fill_slot(IdemResultRel *result, TupleTableSlot *slot, const IdemSpiArgs *args)
 static bool
 is_unaltered(Relation rel)
 {
-	const TupleConstr *constr = RelationGetDescr(rel)->constr;
+	TupleDesc	tupdesc = RelationGetDescr(rel);
+	const TupleConstr *constr = tupdesc->constr;
+	List	   *indexes = RelationGetIndexList(rel);
+	ListCell   *lc;
 
-	return rel->trigdesc == NULL &&
-		RelationGetNumberOfAttributes(rel) == lengthof(inserted_columns) + LEFT_OUT_COLUMNS &&
-		(constr == NULL || (constr->num_check == 0 && !constr->has_generated_stored)) &&
-		list_length(RelationGetIndexList(rel)) == LEDGER_INDEXES;
+	if (rel->trigdesc != NULL ||
+		RelationGetNumberOfAttributes(rel) != lengthof(inserted_columns) + LEFT_OUT_COLUMNS ||
+		(constr != NULL && (constr->num_check > 0 || constr->has_generated_stored)) ||
+		list_length(indexes) != LEDGER_INDEXES)
+		return false;
+	for (int i = 0; i < tupdesc->natts; i++)
+		if (TupleDescAttr(tupdesc, i)->atthasdef &&
+			!is_inserted_column(NameStr(TupleDescAttr(tupdesc, i)->attname)))
+			return false;
+	foreach(lc, indexes)
+	{
+		if (index_calls_others(lfirst_oid(lc)))
+			return false;
+	}
+	return true;
 }
 
 /*

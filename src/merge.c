@@ -197,6 +197,16 @@ replay(Merge *merge, const IdemLedgerEntry *entry)
 }
 
 /*
+ * Is it unknown whether the target had rows when the batch was applied? It had if
+ * some were written, or were found as they are staged, or newer.
+ */
+static bool
+had_no_rows(const IdemLedgerEntry *entry)
+{
+	return entry->rows[2] + entry->rows[3] + entry->rows[5] + entry->rows[6] == 0;
+}
+
+/*
  * II004: a replay would leave the target without the batch. Of one that has
  * expired it is not known whether it wrote rows, so that an empty target proves
  * nothing.
@@ -207,7 +217,7 @@ require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 	bool		deleted = idem_deletions_noticed(key);
 
 	if (!deleted &&
-		(entry->rows[2] + entry->rows[3] == 0 || !idem_relcheck_is_empty(key->target)))
+		(had_no_rows(entry) || !idem_relcheck_is_empty(key->target)))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_IDEM_LOST_BATCH),
@@ -219,7 +229,7 @@ require_batch_in_target(const IdemBatchKey *key, const IdemLedgerEntry *entry)
 			 deleted ?
 			 errdetail("It was recorded at %s, and this transaction has deleted rows from the target or truncated it.",
 					   timestamptz_to_str(entry->applied_at)) :
-			 errdetail("It was recorded at %s and wrote rows, and the target is empty now.",
+			 errdetail("It was recorded at %s with rows in the target, which is empty now.",
 					   timestamptz_to_str(entry->applied_at)),
 			 entry->is_merge ?
 			 errhint("Use on_replay => 'reapply' to apply it again, or idem_forget() to have it forgotten.") :
@@ -584,6 +594,7 @@ dry_run(Merge *merge)
 	char	   *fingerprint;
 
 	idem_progress_begin(merge->info->target, IDEM_PHASE_READING);
+	idem_source_lock(&merge->source);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	idem_engine_sql_classify(&merge->source, merge->info, &counts, &fingerprint);
 	PopActiveSnapshot();
@@ -788,7 +799,8 @@ idem_merge_fingerprint(const IdemLedger *ledger, Oid staging, List *columns)
 
 	idem_spi_connect();
 	idem_source_begin(&source, ledger, staging, true);
-	/* As for a dry run, one that is no older than the lock. */
+	idem_source_lock(&source);
+	/* As for a dry run, one that is no older than the locks. */
 	PushActiveSnapshot(GetTransactionSnapshot());
 	idem_engine_sql_scan(&source, columns, &counts, &fingerprint);
 	PopActiveSnapshot();

@@ -8,8 +8,10 @@
 #include "postgres.h"
 
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
+#include "utils/snapmgr.h"
 
 #include "relcheck.h"
 #include "relinfo.h"
@@ -51,6 +53,22 @@ idem_source_end(IdemSource *source)
 	if (source->rows)
 		tuplestore_end(source->rows);
 	source->rows = NULL;
+}
+
+/*
+ * Lock what the rows come from beside staging itself: its parts, or what a view
+ * reads. A snapshot that is taken afterwards shows what was waited for.
+ */
+void
+idem_source_lock(IdemSource *source)
+{
+	if (!source->materialize && !has_subclass(source->staging))
+		return;
+	/* To plan a query locks all that it reads. */
+	PushActiveSnapshot(GetTransactionSnapshot());
+	idem_spi_free_plan(idem_spi_prepare_read(idem_sqlgen_read(source->name, source->columns),
+											 source->staging));
+	PopActiveSnapshot();
 }
 
 /* Make sure that the rows can be read as often as it takes. */

@@ -33,6 +33,7 @@ typedef struct IdemSource
 
 extern void idem_source_begin(IdemSource *source, const IdemLedger *ledger, Oid staging,
 							  bool read_only);
+extern void idem_source_lock(IdemSource *source);
 extern void idem_source_end(IdemSource *source);
 extern void idem_source_materialize(IdemSource *source);
 extern void idem_source_prepare(IdemSource *source, List *columns);

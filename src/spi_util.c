@@ -184,7 +184,12 @@ find_foreign_function(Node *node, void *context)
 		Oid			function = ((FuncExpr *) node)->funcid;
 		char	   *name = get_func_name(function);
 
-		if (name && get_func_namespace(function) == *(Oid *) context &&
+		if (name == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("could not merge, since a function has been dropped meanwhile"),
+					 errhint("Run the transaction again.")));
+		if (get_func_namespace(function) == *(Oid *) context &&
 			(strncmp(name, "idem_row_", 9) == 0 || strcmp(name, "idem_column_default") == 0 ||
 			 strcmp(name, "idem_assign") == 0 || strcmp(name, "idem_image") == 0) &&
 			getExtensionOfObject(ProcedureRelationId, function) !=
@@ -222,8 +227,8 @@ writes_only(const Query *query, Oid relid)
  * Make sure that the statement means what it was generated for: the relations
  * that the caller has locked by OID, and our functions in the given schema.
  * Between locking and parsing, a name can come to mean another relation (a
- * schema was renamed). To be called before the plan is run and once more
- * afterwards, since a plan that became invalid is analyzed again. InvalidOid
+ * schema was renamed). To be called before the statement is planned, before it is
+ * run, and once more afterwards, since a plan that became invalid is analyzed again. InvalidOid
  * for a relation that the statement does not use.
  */
 void

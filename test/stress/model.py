@@ -302,9 +302,9 @@ class Model:
         if call.batch is None:
             # "Nothing to change: replayed, or II002 with on_replay => 'error'. Anything to change: II005"
             return [refused("II005") if self.classify(call, merged)[1] else outcome]
-        # "into a target without any blocks, though the batch had written rows"
+        # "into a target without any blocks, though it had rows when the batch was applied"
         counts = dict(zip(COUNTS, entry.counts))
-        if counts["inserted"] or counts["updated"]:
+        if any(counts[fate] for fate in ("inserted", "updated", "unchanged", "stale")):
             if self.state.blocks is False:
                 return [refused("II004")]
             if self.state.blocks is None:
