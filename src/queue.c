@@ -306,8 +306,9 @@ idem_queue_give_back(const IdemQueue *queue, const IdemAttempt *attempt)
 
 /*
  * Fetch the arguments of idem_merge() for an attempt, into the current memory
- * context. False if the attempt has been given up; *cancelled if the job has been. A relation that was dropped
- * since the job was enqueued is an error, even if another one has got its OID.
+ * context. False if the attempt has been given up; *cancelled says whether the job
+ * has been cancelled. A relation that was dropped since the job was enqueued is an
+ * error, even if another one has got its OID.
  */
 bool
 idem_queue_load(const IdemQueue *queue, const IdemAttempt *attempt, IdemSpiArgs *arguments,

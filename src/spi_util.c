@@ -228,8 +228,8 @@ writes_only(const Query *query, Oid relid)
  * that the caller has locked by OID, and our functions in the given schema.
  * Between locking and parsing, a name can come to mean another relation (a
  * schema was renamed). To be called before the statement is planned, before it is
- * run, and once more afterwards, since a plan that became invalid is analyzed again. InvalidOid
- * for a relation that the statement does not use.
+ * run, and once more afterwards, since a plan that became invalid is analyzed
+ * again. InvalidOid for a relation that the statement does not use.
  */
 void
 idem_spi_require_meaning(SPIPlanPtr plan, Oid read, Oid written, Oid schema)
